@@ -1,0 +1,165 @@
+"""The command line: ``ra-blip VERB``. One literal dict leads from a verb to its options and its function."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
+
+from ra_blip import __version__, commands
+from ra_blip.errors import RABlipError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _demo(parser: Parser) -> None:
+    parser.add_argument(
+        "--out", default="runs/demo", metavar="DIR", help="where everything goes (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of world and training (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a small world and short training: does it run here?")
+
+
+def _recipe(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what differs from the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="dotted overrides, e.g. train.steps=100")
+
+
+def _index(parser: Parser) -> None:
+    parser.add_argument("items", nargs="?", metavar="ITEMS.jsonl", help="the items to embed")
+    parser.add_argument("--model", metavar="DIR", help="model folder; needed unless items are only removed")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the index folder")
+    parser.add_argument("--add", action="store_true", help="add ITEMS to the index in OUT instead of building anew")
+    parser.add_argument("--remove", nargs="+", default=[], metavar="ID", help="remove items from the index in OUT")
+
+
+def _search(parser: Parser) -> None:
+    parser.add_argument("questions", metavar="QUESTIONS.jsonl")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
+    parser.add_argument("--index", required=True, metavar="DIR", help="index folder")
+    parser.add_argument("--k", type=_positive, metavar="K", help="items per question (default: 20, or all of fewer)")
+    parser.add_argument("--out", required=True, metavar="HITS.jsonl")
+
+
+def _ask(parser: Parser) -> None:
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--image", metavar="FILE", help="a picture that the question is about")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
+    parser.add_argument("--index", metavar="DIR", help="index folder; needed unless --method none")
+    _method(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object: answer, judged, hits, seconds")
+
+
+def _evaluate(parser: Parser) -> None:
+    parser.add_argument("questions", metavar="QUESTIONS.jsonl")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
+    parser.add_argument("--index", metavar="DIR", help="index folder; needed unless nothing is retrieved")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where metrics.json and traces.jsonl go")
+    _method(parser)
+    parser.add_argument("--no-retrieval", action="store_true", help="answer without knowledge: --method none")
+    parser.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="further metrics")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffles and distractors")
+
+
+def _method(parser: Parser) -> None:
+    parser.add_argument("--method", choices=sorted(commands.METHODS), default="ra_blip", help="(default: %(default)s)")
+
+
+def _report(parser: Parser) -> None:
+    parser.add_argument(
+        "traces", metavar="TRACES.jsonl", help="metrics.json and log.jsonl files beside it are shown too"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.html")
+
+
+def _check(parser: Parser) -> None:
+    parser.add_argument("path", metavar="PATH", help="items.jsonl, questions.jsonl, or a folder with them")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+_positive.__name__ = "whole number"  # argparse names the type in its message
+
+VERBS: dict[str, tuple[Callable[[Parser], None], Callable[[argparse.Namespace], int]]] = {
+    "demo": (_demo, commands.demo),
+    "train": (_recipe, commands.train),
+    "config": (_recipe, commands.config),
+    "index": (_index, commands.index),
+    "search": (_search, commands.search),
+    "ask": (_ask, commands.ask),
+    "evaluate": (_evaluate, commands.evaluate),
+    "report": (_report, commands.report),
+    "check": (_check, commands.check),
+}
+
+
+def parser() -> Parser:
+    """The parser of all verbs; a verb's help is its function's docstring."""
+    top = Parser(
+        prog="ra-blip", description="Retrieval-augmented questions about pictures and texts.", allow_abbrev=False
+    )
+    top.add_argument("--version", action="version", version=f"ra-blip {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (options, command) in VERBS.items():
+        text = " ".join((command.__doc__ or "").split())
+        one = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, allow_abbrev=False)
+        one.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        options(one)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 success, 1 a failed check or a defect, 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
+    arguments = parser().parse_args(argv)
+    try:
+        code = VERBS[arguments.verb][1](arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        _close_quietly(sys.stdout)
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if arguments.debug:
+            raise
+        code, message = _explain(error)
+        print(f"ra-blip: {message}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, RABlipError):
+        return 2, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, OSError) and error.strerror:
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return 1, f"unexpected {what} (run again with --debug for the traceback)"
+
+
+def _close_quietly(stream: TextIO) -> None:
+    """Point a broken stream at nothing, or the interpreter complains about it on the way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

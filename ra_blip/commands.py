@@ -1,0 +1,226 @@
+"""What each verb of the command line does. Everything heavy is imported inside, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ra_blip.errors import ConfigError, DataError, OutputError
+from ra_blip.records import Trace, read_items, read_questions, read_traces
+
+if TYPE_CHECKING:
+    from ra_blip.models.rablip import RABlip
+    from ra_blip.retrieval.index import KnowledgeIndex
+
+METHODS = {"none": False, "ra_blip": True}  # whether the method retrieves
+
+
+def demo(arguments: Namespace) -> int:
+    """Train in a generated world, answer questions about what training never saw, and write a report.
+
+    Run again with the same OUT: continues where it was stopped.
+    """
+    _require_folder(arguments.out)
+    from ra_blip.demo import run
+
+    run(out=Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
+    return 0
+
+
+def train(arguments: Namespace) -> int:
+    """Run one training stage from a recipe. Run again with the same out: continues from its last checkpoint."""
+    from ra_blip.config import load_config
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    _require_folder(config.out)
+    from ra_blip.training.run import train
+
+    train(config)
+    return 0
+
+
+def config(arguments: Namespace) -> int:
+    """Print the whole resolved run: defaults, recipe, overrides."""
+    from ra_blip.config import dump_config, load_config
+
+    print(dump_config(load_config(arguments.recipe, arguments.overrides)), end="")
+    return 0
+
+
+def index(arguments: Namespace) -> int:
+    """Embed items and write the index folder, or add items to one or remove items from it. No training is needed.
+
+    With --remove and --add, items are removed first, so that both together replace an item. The folder is changed as
+    a whole or not at all.
+    """
+    building = not (arguments.add or arguments.remove)
+    if (building or arguments.add) and not (arguments.items and arguments.model):
+        raise ConfigError("index: give ITEMS.jsonl and --model (only --remove needs neither)")
+    items = read_items(arguments.items) if building or arguments.add else []
+    if arguments.items and not items:
+        print(f"ra-blip: --remove without --add: {arguments.items} is not read", file=sys.stderr)
+    _require_folder(arguments.out)
+    from ra_blip.retrieval.index import KnowledgeIndex
+
+    edited = None if building else KnowledgeIndex.load(arguments.out)
+    if edited is None:
+        edited = KnowledgeIndex.build(items, _model(arguments.model))
+    else:
+        if arguments.remove:
+            edited.remove(arguments.remove)
+        if items:
+            edited.add(items, _model(arguments.model))
+    edited.save(arguments.out)
+    print(f"{len(edited)} items in {arguments.out}")
+    return 0
+
+
+def search(arguments: Namespace) -> int:
+    """Find the K best items for every question; the result also serves as hard negatives of training."""
+    questions = read_questions(arguments.questions)
+    _require_file(arguments.out)
+    knowledge = _index(arguments.index)
+    from ra_blip.retrieval.search import search, write_hits
+
+    k = arguments.k or min(20, len(knowledge))
+    write_hits(arguments.out, search(_model(arguments.model), knowledge, questions, k))
+    print(f"{len(questions)} questions, hits in {arguments.out}")
+    return 0
+
+
+def ask(arguments: Namespace) -> int:
+    """Answer one question, and show the items that the answer rests on."""
+    knowledge = _index(arguments.index) if _retrieves(arguments) else None
+    from ra_blip.generation.pipeline import Pipeline
+
+    trace = Pipeline(_model(arguments.model), knowledge)(arguments.question, image=arguments.image)
+    print(json.dumps(_trace_to_json(trace), ensure_ascii=False) if arguments.json else _trace_to_text(trace))
+    return 0
+
+
+def evaluate(arguments: Namespace) -> int:
+    """Answer every question under each condition and write metrics.json and traces.jsonl."""
+    questions = read_questions(arguments.questions)
+    _require_folder(arguments.out)
+    knowledge = _index(arguments.index) if _retrieves(arguments) else None
+    from ra_blip.evaluation.evaluate import evaluate
+
+    out = Path(arguments.out)
+    metrics = evaluate(
+        _model(arguments.model), knowledge, questions, out, metrics=arguments.metric, seed=arguments.seed
+    )
+    print(json.dumps({name: metrics[name] for name in ("retrieval", "answer", "askg") if name in metrics}, indent=1))
+    print(f"{len(questions)} questions, metrics and traces in {out}")
+    return 0
+
+
+def report(arguments: Namespace) -> int:
+    """Make one self-contained HTML page of traces."""
+    traces = read_traces(arguments.traces)
+    _require_file(arguments.out)
+    from ra_blip.report.page import write_report
+
+    folder = Path(arguments.traces).parent
+    logs = {
+        log.parent.name or "training": log for log in sorted([*folder.glob("log.jsonl"), *folder.glob("*/log.jsonl")])
+    }
+    print(write_report(traces, Path(arguments.out), metrics=_metrics_beside(folder), logs=logs or None))
+    return 0
+
+
+def check(arguments: Namespace) -> int:
+    """Read a data file or folder whole and say what is wrong, with line numbers. Exit code 1 where something is."""
+    from ra_blip.data.check import check
+
+    found = check(arguments.path)
+    print(f"{arguments.path}: {found.layout}")
+    for label, count in found.counts.items():
+        print(f"{count:8,}  {shown(label)}")
+    for problem in found.problems:
+        print(shown(problem))
+    print(f"{len(found.problems):,} problem{'' if len(found.problems) == 1 else 's'}")
+    return 1 if found.problems else 0
+
+
+def shown(text: str) -> str:
+    """``text`` on one line, control characters escaped: a caption may hold what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _trace_to_json(trace: Trace) -> dict[str, Any]:
+    from ra_blip.retrieval.search import hit_to_dict
+
+    hits = [hit_to_dict(hit) for hit in trace.hits]
+    return {"answer": trace.answer, "judged": trace.judged, "hits": hits, "seconds": trace.seconds}
+
+
+def _trace_to_text(trace: Trace) -> str:
+    items = {hit.item.id: hit.item for hit in trace.hits}
+    relevance = dict(zip(trace.kept, trace.relevance, strict=True))
+    lines = [shown(trace.answer)]
+    for name in trace.judged:
+        item = items[name]
+        lines.append(f"  rests on {shown(name)} ({relevance[name]:.0%} relevant)")
+        lines += [f"    {shown(part)}" for part in (item.full_text, item.image) if part]
+    return "\n".join(lines)
+
+
+def _retrieves(arguments: Namespace) -> bool:
+    if not METHODS[arguments.method] or getattr(arguments, "no_retrieval", False):
+        return False
+    if not arguments.index:
+        raise ConfigError(f"{arguments.verb}: --index is missing (answering without knowledge: --method none)")
+    return True
+
+
+def _model(folder: str) -> RABlip:
+    from ra_blip.models.rablip import RABlip
+
+    return RABlip.from_pretrained(folder)
+
+
+def _index(folder: str) -> KnowledgeIndex:
+    from ra_blip.retrieval.index import KnowledgeIndex
+
+    return KnowledgeIndex.load(folder)
+
+
+def _metrics_beside(folder: Path) -> dict[str, Any] | None:
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object")
+    return value
+
+
+def _require_folder(folder: str | Path) -> None:
+    """Find out before the work, not after it, that a folder cannot be written; leaves nothing behind.
+
+    Raises:
+        OutputError: it is a file, or lies where nothing can be made.
+    """
+    folder = Path(folder).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if not there.is_dir():
+        raise OutputError(f"{folder}: cannot be a folder, {there} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _require_file(path: str | Path) -> None:
+    """As :func:`_require_folder`, for a file."""
+    if Path(path).is_dir():
+        raise OutputError(f"{path}: is a folder; name a file")
+    _require_folder(Path(path).absolute().parent)

@@ -1,0 +1,1 @@
+"""What lies on disk, or is generated, turned into records and batches."""

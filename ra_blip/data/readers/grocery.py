@@ -1,0 +1,323 @@
+"""The Grocery Store photographs (Klasson et al., WACV 2019) with product facts, as a knowledge base and its questions.
+
+Knowledge: every training photograph, captioned with its product; one text item that names each product; the product's
+facts, one text item a fact or all in one (``facts="product"``). Item ids are ``KIND-PRODUCT`` or ``photo-PRODUCT-N``.
+
+Splits: the validation photographs are asked about and are never knowledge; training questions are asked about the
+training photographs. Questions without a picture, and comparisons, are split by product: a quarter of the products is
+kept for testing. (Their training photographs are asked about in training: all products are known by sight.)
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from ra_blip.data.readers.reading import Reading, picture, read_json, read_text, require
+from ra_blip.errors import DataError
+from ra_blip.records import Item, Question
+
+FactLayout = Literal["fact", "product"]
+Pair = tuple["Product", "Product"]
+HELD_OUT = 0.25  # share of the products whose facts are asked for by name in testing only
+COMPARISONS = {"train": 240, "test": 40}  # at most this many pairs a fact
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One kind of fact: how it is told as knowledge and asked for, by name and with a picture."""
+
+    sentence: str
+    by_picture: tuple[str, ...]
+    by_name: tuple[str, ...]
+    comparison: str = ""
+
+
+FACTS: dict[str, Fact] = {
+    "origin": Fact(
+        "{name} comes from {value}.",
+        ("From which country does this product come?", "What is the country of origin of this product?"),
+        ("From which country does {name} come?", "What is the country of origin of {name}?"),
+    ),
+    "maker": Fact(
+        "{name} is made by {value}.",
+        ("Who makes this product?", "Which company made this?"),
+        ("Who makes {name}?", "Which company made {name}?"),
+    ),
+    "volume": Fact(
+        "One package of {name} holds {value}.",
+        ("How much does one package of this hold?", "What is the volume of this package?"),
+        ("How much does one package of {name} hold?", "What is the volume of a package of {name}?"),
+    ),
+    "weight": Fact(
+        "One piece of {name} weighs about {value}.",
+        ("How much does one piece of this weigh?", "What is the weight of this product?"),
+        ("How much does one piece of {name} weigh?", "What is the weight of {name}?"),
+        "Which weighs more, {first} or {second}?",
+    ),
+    **{
+        key: Fact(
+            f"100 g of {{name}} hold {{value}} of {key}.",
+            (f"How much {key} is in 100 g of this?", f"How many grams of {key} do 100 g of this product hold?"),
+            (f"How much {key} is in 100 g of {{name}}?", f"How many grams of {key} do 100 g of {{name}} hold?"),
+            f"Which has more {key}, {{first}} or {{second}}?",
+        )
+        for key in ("sugar", "fat", "protein")
+    },
+}
+RECOGNITION = ("Which product is this?", "What is the name of this product?")
+GROUPS = {"Fruit": "fruit", "Vegetables": "vegetable", "Packages": "packaged product"}
+_NUTRIENTS = {"sugar": ("sugars_g", "of_which_sugars_g"), "fat": ("fat_g",), "protein": ("protein_g",)}
+_PLAIN = {"origin": "country_of_origin", "maker": "manufacturer", "volume": "volume", "weight": "approx_weight"}
+_AMOUNT = re.compile(r"(?:ca\s*)?(\d+(?:\.\d+)?)\s*(kg|g|dl|ml|l)")
+_GRAMS = {"kg": 1000.0, "g": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One product: its name, kind (``apple``), group (``fruit``), and the facts known of it by the keys of ``FACTS``."""
+
+    id: int
+    name: str
+    kind: str
+    group: str
+    facts: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One photograph: its id (``photo-28-3`` in training, ``val-28-3`` else), path and product."""
+
+    id: str
+    path: str
+    product: Product
+
+
+def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0) -> Reading:
+    """Read the public folder layout: ``classes.csv``, ``train.txt``, ``val.txt``, the photographs, and ``facts.json``.
+
+    Args:
+        root: the folder that holds them.
+        facts: one text item a ``fact``, or one a ``product`` that tells all.
+        seed: draws the held-out products and the compared pairs.
+
+    Returns:
+        Items and questions. ``category`` is ``picture_product`` (which product is this), ``picture_KEY`` and
+        ``text_KEY`` for the keys of :data:`FACTS`, or ``compare_KEY``.
+
+    Raises:
+        DataError: a file is missing or malformed, with its line, or a listed photograph does not exist.
+    """
+    root = Path(root)
+    products = read_products(root)
+    train = read_photos(root, "train", products)
+    val = read_photos(root, "val", products)
+    tested = held_out(products, seed)
+    kept = [product for product in products.values() if product.id not in tested]
+    items = [Item(photo.id, text=f"a photo of {photo.product.name}", image=photo.path) for photo in train]
+    return Reading(
+        items=items + [item for product in products.values() for item in product_items(product, facts)],
+        questions=[
+            *picture_questions(val, facts),
+            *text_questions([product for product in products.values() if product.id in tested], facts, "test", seed),
+        ],
+        train_questions=[*picture_questions(train, facts), *text_questions(kept, facts, "train", seed)],
+    )
+
+
+def write(root: str | Path, out: str | Path, facts: FactLayout = "fact", seed: int = 0) -> dict[str, int]:
+    """:func:`read` ``root`` and write the three JSON lines files into ``out``; returns the counts by file name.
+
+    Raises:
+        DataError: as :func:`read`.
+        OutputError: ``out`` cannot be written.
+    """
+    return read(root, facts, seed).write(out)
+
+
+def product_of(item_id: str) -> int:
+    """The product that an item (or a photograph) of this reader is about, from its id. Raises :class:`DataError`."""
+    parts = item_id.split("-")
+    if len(parts) < 2 or not parts[1].isdecimal():
+        raise DataError(f"item id {item_id!r}: not an id of the grocery reader (KIND-PRODUCT)")
+    return int(parts[1])
+
+
+def read_products(root: Path) -> dict[int, Product]:
+    """The products of ``classes.csv`` with their facts of ``facts.json``, by class id. Raises :class:`DataError`."""
+    path = root / "facts.json"
+    known: dict[int, tuple[dict[str, Any], str]] = {}
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of products")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
+        known[require(entry, "id", int, where)] = entry, where
+    products = {}
+    for id_, where in read_classes(root).items():
+        if id_ not in known:
+            raise DataError(f"{where}: class {id_} has no entry in {path}")
+        products[id_] = _product(id_, *known[id_])
+    return products
+
+
+def read_classes(root: Path) -> dict[int, str]:
+    """The class ids of ``classes.csv``, each with the place it was read from. Raises :class:`DataError`."""
+    path = root / "classes.csv"
+    rows = csv.DictReader(read_text(path).splitlines())
+    column = "Class ID (int)"
+    if column not in (rows.fieldnames or []):
+        raise DataError(f"{path}, line 1: no column {column!r}")
+    found: dict[int, str] = {}
+    for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        id_ = _class_id(row[column] or "", where)
+        if id_ in found:
+            raise DataError(f"{where}: class {id_} was already given in {found[id_]}")
+        found[id_] = where
+    if not found:
+        raise DataError(f"{path}: holds no class")
+    return found
+
+
+def read_photos(root: Path, split: Literal["train", "val"], products: dict[int, Product]) -> list[Photo]:
+    """The photographs that ``train.txt`` or ``val.txt`` lists. Raises :class:`DataError` with file and line."""
+    path = root / f"{split}.txt"
+    prefix = {"train": "photo", "val": "val"}[split]
+    counts: Counter[int] = Counter()
+    seen: dict[str, int] = {}
+    photos = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 3:
+            raise DataError(f"{where}: expected 'path, class, coarse class', found {len(parts)} parts")
+        id_ = _class_id(parts[1], where)
+        if id_ not in products:
+            raise DataError(f"{where}: class {id_} is not in {root / 'classes.csv'}")
+        if not parts[0].startswith(f"{split}/"):
+            raise DataError(f"{where}: {parts[0]!r} lies outside {split}/; splits must not mix")
+        if seen.setdefault(parts[0], number) != number:
+            raise DataError(f"{where}: photograph was already listed in line {seen[parts[0]]}")
+        counts[id_] += 1
+        photos.append(Photo(f"{prefix}-{id_}-{counts[id_]}", picture(root, parts[0], where), products[id_]))
+    if not photos:
+        raise DataError(f"{path}: lists no photograph")
+    return photos
+
+
+def held_out(products: dict[int, Product], seed: int) -> set[int]:
+    """Ids of the products that only test questions name: :data:`HELD_OUT` of every group, at least one."""
+    chosen: set[int] = set()
+    for group in sorted({product.group for product in products.values()}):
+        ids = sorted(product.id for product in products.values() if product.group == group)
+        chosen.update(random.Random(f"{seed}/{group}").sample(ids, max(1, round(HELD_OUT * len(ids)))))
+    return chosen
+
+
+def product_items(product: Product, facts: FactLayout) -> list[Item]:
+    """The text items about one product."""
+    name = f"{product.name} is a kind of {product.kind}, {product.group}."
+    sentences = {key: FACTS[key].sentence.format(name=product.name, value=value) for key, value in product.facts.items()}
+    if facts == "product":
+        return [Item(f"product-{product.id}", " ".join([name, *sentences.values()]), title=product.name)]
+    named = Item(f"product-{product.id}", name, title=product.name)
+    return [named, *(Item(f"{key}-{product.id}", sentence) for key, sentence in sentences.items())]
+
+
+def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
+    """For each photograph: which product it shows, and every fact known of it."""
+    questions = []
+    for number, photo in enumerate(photos):
+        product = photo.product
+        for key, value in {"product": product.name, **product.facts}.items():
+            forms = RECOGNITION if key == "product" else FACTS[key].by_picture
+            text, gold = forms[number % len(forms)], (_gold(product, key, facts),)
+            id_ = f"{key}-of-{photo.id}"
+            questions.append(Question(id_, text, photo.path, (value,), gold, category=f"picture_{key}"))
+    return questions
+
+
+def text_questions(products: list[Product], facts: FactLayout, split: str, seed: int) -> list[Question]:
+    """Questions that name their product, and comparisons of two; ``split`` (``train``, ``test``) caps the pairs."""
+    questions = []
+    for product in products:
+        for key, value in product.facts.items():
+            gold = (_gold(product, key, facts),)
+            for number, form in enumerate(FACTS[key].by_name):
+                text = form.format(name=product.name)
+                id_ = f"{key}-of-{product.id}-{number}"
+                questions.append(Question(id_, text, None, (value,), gold, category=f"text_{key}"))
+    for key, fact in FACTS.items():
+        if fact.comparison:
+            questions += _comparisons(products, key, facts, COMPARISONS[split], random.Random(f"{seed}/{split}/{key}"))
+    return questions
+
+
+def _comparisons(products: list[Product], key: str, facts: FactLayout, most: int, draw: random.Random) -> list[Question]:
+    """Pairs whose values differ by a tenth or more; the larger is named first in every other one."""
+    pairs: list[Pair] = []
+    known = [product for product in products if key in product.facts]
+    for first, second in itertools.combinations(known, 2):
+        small, large = sorted((first, second), key=lambda product: _number(product.facts[key]))
+        if _number(large.facts[key]) >= 1.1 * _number(small.facts[key]) > 0:
+            pairs.append((large, small))
+    questions = []
+    for number, (large, small) in enumerate(draw.sample(pairs, min(most, len(pairs)))):
+        first, second = (large, small) if number % 2 else (small, large)
+        text = FACTS[key].comparison.format(first=first.name, second=second.name)
+        gold = (_gold(first, key, facts), _gold(second, key, facts))
+        id_ = f"compare-{key}-{first.id}-{second.id}"
+        questions.append(Question(id_, text, None, (large.name,), gold, category=f"compare_{key}"))
+    return questions
+
+
+def _gold(product: Product, key: str, facts: FactLayout) -> str:
+    return f"product-{product.id}" if facts == "product" else f"{key}-{product.id}"
+
+
+def _product(id_: int, entry: dict[str, Any], where: str) -> Product:
+    raw = require(entry, "facts", dict, where)
+    found = {key: require(raw, name, str, where) for key, name in _PLAIN.items() if name in raw}
+    for key in ("volume", "weight"):
+        if key in found:
+            found[key] = _amount(found[key], where)
+    nutrition = require(raw, "nutrition_per_100g", dict, where) if "nutrition_per_100g" in raw else {}
+    for key, names in _NUTRIENTS.items():
+        values = [nutrition[name] for name in names if name in nutrition]
+        if values and (not isinstance(values[0], (int, float)) or isinstance(values[0], bool)):
+            raise DataError(f"{where}: {names[0]!r} must be a number, found {type(values[0]).__name__}")
+        if values:
+            found[key] = f"{values[0]:g} g"
+    name, kind = (require(entry, key, str, where) for key in ("name", "coarse"))
+    group = require(entry, "group", str, where)
+    return Product(id_, name, kind.lower(), GROUPS.get(group, group.lower()), {k: found[k] for k in FACTS if k in found})
+
+
+def _amount(text: str, where: str) -> str:
+    """``ca 1.05kg`` as ``1.05 kg``."""
+    found = _AMOUNT.fullmatch(text.strip())
+    if not found:
+        raise DataError(f"{where}: {text!r} is not an amount such as 'ca 180g' or '1l'")
+    return f"{found[1]} {found[2]}"
+
+
+def _number(amount: str) -> float:
+    number, unit = amount.split()
+    return float(number) * _GRAMS.get(unit, 1.0)
+
+
+def _class_id(text: str, where: str) -> int:
+    if not text.strip().isdecimal():
+        raise DataError(f"{where}: class {text!r} is not a whole number from 0")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Measuring: metrics as pure functions, and the run that fills ``metrics.json``."""

@@ -1,0 +1,1 @@
+"""Metrics: pure functions without torch, one file per family."""

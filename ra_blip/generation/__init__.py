@@ -1,0 +1,1 @@
+"""From questions to answers: the pipeline that searches, ranks, judges and generates."""

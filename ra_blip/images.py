@@ -1,0 +1,2 @@
+"""temporary"""
+from ra_blip.data.images import *

@@ -1,0 +1,1 @@
+"""Single-device models: vision tower, Q-Former, fusion, ranker, generator, and their composition."""

@@ -1,0 +1,135 @@
+"""Prompt assembly: a question and its knowledge become one string with picture markers. Pure functions over records.
+
+Two layouts:
+
+``release``
+    What the RA-BLIP release feeds: picture captions, then text facts, then the question, parts joined by a bar; all
+    pictures are read together and stand in one block at the front.
+``interleaved``
+    Each item stands behind its letter, with its own picture at its own place. Nothing in it depends on the order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Callable, Sequence
+
+from ra_blip.records import Item, Question
+
+IMAGE = "<image>"  # where the soft tokens of a picture stand
+LABELS = string.ascii_uppercase  # names of references in the judging task
+MARK = "*"  # prompt-level overlap mark, see `mark_overlap`
+_WORD = re.compile(r"\w+")
+_STRUCTURE = re.compile(r"<[^<>\s]{1,20}>|[|*]|\[[A-Z]\]")  # what would look like markup of ours or of a tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What the generator is given.
+
+    Attributes:
+        text: the LLM's text with ``IMAGE`` markers.
+        images: pictures in the order of their markers (``interleaved``) or of their slots (``release``).
+        guides: the text that guides the Q-Former: one a picture (``interleaved``) or one in all (``release``).
+    """
+
+    text: str
+    images: tuple[str, ...] = ()
+    guides: tuple[str, ...] = ()
+
+
+def clean(text: str) -> str:
+    """Neutralise what an item's text could use to change the structure of the prompt; blanks collapse."""
+    return " ".join(_STRUCTURE.sub(" ", text).split())
+
+
+def mark_overlap(text: str, question: str) -> str:
+    """Put a mark before words that ``text`` shares with the question: one for a single word, two for a run of words.
+
+    Only words of four letters or more count for a single match, so that function words stay unmarked. This is a
+    crutch for a generator trained from nothing; a pretrained LLM compares names by itself.
+    """
+    asked = [word.lower() for word in _WORD.findall(question)]
+    pairs = set(zip(asked, asked[1:], strict=False))
+    single = {word for word in asked if len(word) > 3}
+    out: list[str] = []
+    previous_in_run = False
+    words = text.split()
+    keys = ["".join(_WORD.findall(word)).lower() for word in words]
+    for i, word in enumerate(words):
+        starts_run = i + 1 < len(words) and (keys[i], keys[i + 1]) in pairs and len(keys[i]) > 3
+        if starts_run:
+            out += [MARK + MARK] if not previous_in_run else []
+            previous_in_run = True
+        elif keys[i] in single:
+            out += [] if previous_in_run else [MARK]
+            previous_in_run = False
+        else:
+            previous_in_run = False
+        out.append(word)
+    return " ".join(out)
+
+
+def guide_of(question: Question, item: Item) -> str:
+    """The text that guides the reading of one item's picture: question and caption."""
+    return f"{question.text} {clean(item.full_text)}".strip()
+
+
+def answer_task(question: str) -> str:
+    """The question as the QA branch asks it."""
+    return question
+
+
+def select_task(question: str) -> str:
+    """The question as the ASKG branch asks it: the template of the paper's figure."""
+    return f"{question} Which item is related to this question?"
+
+
+TASKS: dict[str, Callable[[str], str]] = {"answer": answer_task, "select": select_task}
+
+
+def interleaved(task: str, question: Question, items: Sequence[Item], slots: int, marks: bool) -> Prompt:
+    """Every item behind its letter, picture in place. Pictures beyond ``slots`` are left out, their captions stay."""
+    parts, images, guides = [], [], []
+    if question.image is not None:
+        images.append(question.image)
+        guides.append(question.text)
+        parts.append(IMAGE)
+    for label, item in zip(LABELS, items, strict=False):
+        words = clean(item.full_text)
+        shown = item.image is not None and len(images) < slots
+        if item.image is not None and shown:
+            images.append(item.image)
+            guides.append(guide_of(question, item))
+        text = mark_overlap(words, question.text) if marks else words
+        parts.append(" ".join(part for part in (f"[{label}]", IMAGE if shown else "", text) if part))
+    text = " | ".join([*parts, TASKS[task](clean(question.text))])
+    return Prompt(text, tuple(images), tuple(guides))
+
+
+def release(task: str, question: Question, items: Sequence[Item], slots: int, marks: bool) -> Prompt:
+    """Captions, then facts, then the question; all pictures in one block. In judging, labels stand before the items."""
+    label = (lambda i: f"[{LABELS[i]}] ") if task == "select" else (lambda i: "")
+    mark = (lambda words: mark_overlap(words, question.text)) if marks else (lambda words: words)
+    pictures = [item.image for item in items if item.image is not None]
+    images = tuple(([question.image] if question.image else []) + pictures)[:slots]
+    captions, facts = [], []
+    for i, item in enumerate(items):
+        words = mark(clean(item.text or ""))
+        if item.image is not None:
+            captions.append(f"{label(i)}caption of image {len(captions) + 1}: {words}".rstrip(": "))
+        else:
+            title = f"title: {clean(item.title)} " if item.title else ""
+            facts.append(f"{label(i)}{title}fact: {words}")
+    parts = ["; ".join(captions), "; ".join(facts), TASKS[task](clean(question.text))]
+    text = (IMAGE + " " if images else "") + " | ".join(part for part in parts if part)
+    guide = " ".join([clean(question.text), *(clean(item.full_text) for item in items if item.image)])
+    return Prompt(text, images, (guide,) if images else ())
+
+
+LAYOUTS: dict[str, Callable[[str, Question, Sequence[Item], int, bool], Prompt]] = {
+    "interleaved": interleaved,
+    "release": release,
+}

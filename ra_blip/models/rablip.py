@@ -1,0 +1,224 @@
+"""RA-BLIP: one frozen eye, a retriever, a reader and a ranker behind record-level calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ra_blip.config import ModelConfig
+from ra_blip.models.attention import gather_kv
+from ra_blip.models.features import FeatureStore
+from ra_blip.models.folder import read_folder, write_folder
+from ra_blip.models.fusion import Retriever
+from ra_blip.models.generator import Generator
+from ra_blip.models.processor import Processor
+from ra_blip.models.prompt import LABELS
+from ra_blip.models.ranker import Ranker
+from ra_blip.models.reader import PromptBatch, Reader
+from ra_blip.models.vision import VisionTower
+from ra_blip.records import Item, Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """An answer and the prompt that it was given to."""
+
+    answer: str
+    prompt: str
+
+
+class RABlip(nn.Module):
+    """The composition; parts by prefix: ``vision``, ``retriever``, ``reader``, ``ranker``.
+
+    Args:
+        config: all sizes and names.
+        processor: tokenizers and picture transform.
+        features: folder in which frozen picture features are kept; None keeps them in memory.
+    """
+
+    def __init__(self, config: ModelConfig, processor: Processor, features: Path | None = None) -> None:
+        super().__init__()
+        self.config, self.processor = config, processor
+        self.vision = VisionTower(config.vision)
+        words = len(processor.text)
+        width, patches = self.vision.width, self.vision.patches
+        self.retriever = Retriever(config.qformer, config.retriever, words, width)
+        generator = Generator(
+            config.generator, len(processor.llm), processor.llm.pad_token_id, processor.llm.eos_token_id
+        )
+        self.reader = Reader(config.qformer, config.generator, words, width, patches, processor.image_id, generator)
+        self.ranker = Ranker(generator.width)
+        self._feature_folder = features
+        self._store: FeatureStore | None = None
+
+    @classmethod
+    def build(cls, config: ModelConfig, texts: Iterable[str] | None = None, features: Path | None = None) -> RABlip:
+        """A new model; tokenizers that have no name are trained on ``texts``. Raises as its parts do."""
+        return cls(config, Processor.build(config, texts), features)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, features: Path | None = None) -> RABlip:
+        """Load a folder written by :meth:`save_pretrained`, in evaluation mode. Raises :class:`CheckpointError`."""
+        config, weights = read_folder(Path(folder))
+        model = cls(config, Processor.load(config, Path(folder)), features)
+        weights.into(model)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and both tokenizers; whole or not at all."""
+        write_folder(Path(folder), self, self.processor)
+
+    # ---------------------------------------------------------------- pictures
+
+    def image_features(self, images: Sequence[str]) -> Tensor:
+        """Frozen features (B, N, W) of pictures by path; each distinct picture is computed once."""
+        if self._store is None:
+            self._store = FeatureStore(self._compute_features, self.fingerprint_of("vision"), self._feature_folder)
+        return self._store(images).to(self.device)
+
+    def _compute_features(self, images: Sequence[str]) -> Tensor:
+        training = self.vision.training
+        self.vision.eval()
+        with torch.inference_mode():
+            features = self.vision(self.processor.pixels(images).to(self.device))
+        self.vision.train(training)
+        return features  # type: ignore[no-any-return]
+
+    # ---------------------------------------------------------------- retrieval
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.ranker.dense.weight.device
+
+    @property
+    def dimension(self) -> int:
+        """Width of the shared space."""
+        return self.config.retriever.dimension
+
+    @property
+    def max_items(self) -> int:
+        """Most items that one prompt can name."""
+        return len(LABELS)
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        """What made a vector: hashes of weights and preprocessing, and the dimension."""
+        weights = hashlib.sha256((self.fingerprint_of("vision") + self.fingerprint_of("retriever")).encode())
+        vision = self.config.vision
+        made = [vision.image_size, vision.mean, vision.std, vision.layer, self.config.retriever.text_length]
+        words = json.dumps([made, self.processor.text.get_vocab()], sort_keys=True)
+        preprocessing = hashlib.sha256(words.encode()).hexdigest()
+        return {"weights": weights.hexdigest()[:16], "preprocessing": preprocessing[:16], "dimension": self.dimension}
+
+    def fingerprint_of(self, part: str) -> str:
+        """sha256 over the tensors of one part, by name."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.get_submodule(part).state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def encode_question(self, questions: Sequence[Question]) -> Tensor:
+        """Questions -> (B, D) unit vectors float32; one asked with a picture is read from both."""
+        return self._encode([question.text for question in questions], [question.image for question in questions])
+
+    @torch.inference_mode()
+    def encode_items(self, items: Sequence[Item], questions: Sequence[Question] | None = None) -> Tensor:
+        """Items -> (B, D) unit vectors float32.
+
+        Args:
+            items: texts, pictures and captioned pictures, mixed.
+            questions: one an item, to re-score candidates: their pictures are then read under the question's
+                guidance. Such vectors belong to one question and cannot be indexed.
+        """
+        texts = [item.full_text for item in items]
+        if questions is not None:
+            guided = zip(questions, items, texts, strict=True)
+            texts = [f"{q.text} {text}".strip() if item.image else text for q, item, text in guided]
+        return self._encode(texts, [item.image for item in items])
+
+    def _encode(self, texts: Sequence[str], images: Sequence[str | None]) -> Tensor:
+        distinct = list(dict.fromkeys(image for image in images if image is not None))
+        features = self.image_features(distinct) if distinct else None
+        return self.encode_records(texts, images, {image: row for row, image in enumerate(distinct)}, features)
+
+    def encode_records(
+        self, texts: Sequence[str], images: Sequence[str | None], pictures: dict[str, int], features: Tensor | None
+    ) -> Tensor:
+        """Texts, pictures and captioned pictures, mixed -> (B, D) unit vectors float32, with gradients.
+
+        Args:
+            texts: one a record, empty for none.
+            images: one a record, None for none.
+            pictures: row of each picture in ``features``.
+            features: (U, N, W), each distinct picture once; its keys and values are computed once.
+        """
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for i, (text, image) in enumerate(zip(texts, images, strict=True)):
+            kinds.setdefault((image is not None, bool(text)), []).append(i)
+        kv = None if features is None else self.retriever.kv(features)
+        parts = []
+        for (with_image, with_text), rows in kinds.items():
+            ids, mask = None, None
+            if with_text:
+                ids, mask = (part.to(self.device) for part in self.processor.texts([texts[i] for i in rows]))
+            if with_image:
+                seen = gather_kv(kv, torch.tensor([pictures[str(images[i])] for i in rows], device=self.device))
+                parts.append(self.retriever.picture_vectors(seen or [], ids, mask))
+            else:
+                assert ids is not None and mask is not None, "a record needs a text or a picture"
+                parts.append(self.retriever.text_vectors(ids, mask))
+        order = torch.tensor([i for rows in kinds.values() for i in rows], device=self.device)
+        return torch.cat(parts)[order.argsort()]
+
+    # ---------------------------------------------------------------- judging and answering
+
+    @torch.inference_mode()
+    def judge(self, questions: Sequence[Question], items: Sequence[Item], batch_size: int = 64) -> Tensor:
+        """P(relevant) of zipped (question, item) pairs -> (B,)."""
+        out = torch.zeros(len(items))
+        order = sorted(range(len(items)), key=lambda i: len(questions[i].text) + len(items[i].full_text))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            states, batch, _ = self._read("answer", [questions[i] for i in rows], [[items[i]] for i in rows])
+            out[rows] = self.ranker(Ranker.pool(states, batch.mask)).softmax(-1)[:, 1].float().cpu()
+        return out
+
+    @torch.inference_mode()
+    def select(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> list[list[float]]:
+        """ASKG: which item is related to the question? One probability per item, summing to one; [] without items."""
+        rows = [i for i, items in enumerate(knowledge) if items]
+        out: list[list[float]] = [[] for _ in knowledge]
+        if rows:
+            asked = [questions[i] for i in rows]
+            states, batch, source = self._read("select", asked, [knowledge[i] for i in rows])
+            logits = self.reader.generator.first_logits(states, batch.mask, source)[:, self.processor.label_ids]
+            for i, row in zip(rows, logits, strict=True):
+                out[i] = row[: len(knowledge[i])].softmax(-1).tolist()
+        return out
+
+    @torch.inference_mode()
+    def generate(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> list[Generation]:
+        """Answer questions from their knowledge, in prompt order; an empty list asks without knowledge."""
+        prompts = [self.processor.prompt("answer", q, items) for q, items in zip(questions, knowledge, strict=True)]
+        states, batch, source = self._read("answer", questions, knowledge)
+        answers = self.processor.decode(self.reader.generator.generate(states, batch.mask, source))
+        return [Generation(answer, prompt.text) for answer, prompt in zip(answers, prompts, strict=True)]
+
+    def _read(
+        self, task: str, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]
+    ) -> tuple[Tensor, PromptBatch, Tensor]:
+        prompts = [self.processor.prompt(task, q, items) for q, items in zip(questions, knowledge, strict=True)]
+        pictures: dict[str, int] = {}
+        batch = self.processor.prompts(prompts, pictures).to(self.device)
+        features = self.image_features(list(pictures)) if pictures else None
+        states, source = self.reader.encode(features, batch)
+        return states, batch, source

@@ -1,0 +1,163 @@
+"""Questions to hits, in one search or in two hops; hard negatives; hits as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ra_blip.errors import DataError
+from ra_blip.records import Hit, Item, Question, read_jsonl, write_jsonl
+from ra_blip.retrieval.embed import Encoder, embed_questions
+from ra_blip.retrieval.index import KnowledgeIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search gave for one question.
+
+    Attributes:
+        question: the question as it was last searched for: expanded by the first hop's item where there was a second.
+        hits: hits of stage ``search`` and, after a second hop, of stage ``hop``; best first inside a stage.
+    """
+
+    question: Question
+    hits: list[Hit]
+
+    @property
+    def candidates(self) -> list[Hit]:
+        """The hits of the last hop: those that answer the question as it now stands."""
+        return [hit for hit in self.hits if hit.stage == "hop"] or self.hits
+
+
+def with_context(question: Question, item: Item) -> Question:
+    """The question with the item's words behind it and without its picture, for which those words now stand."""
+    return dataclasses.replace(question, text=f"{question.text} {item.full_text}", image=None)
+
+
+def expanded(question: Question, hits: Iterable[Hit]) -> Question:
+    """The question that the hits of stage ``hop`` belong to; unchanged where there are none."""
+    hits = list(hits)
+    bridge = _bridge(hits) if any(hit.stage == "hop" for hit in hits) else None
+    return with_context(question, bridge) if bridge else question
+
+
+def search(
+    model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, hops: int = 2, batch_size: int = 64
+) -> list[Found]:
+    """The ``k`` best items for every question.
+
+    A question asked with a picture is searched for twice where ``hops`` is 2: the best first hit that carries text
+    says what the picture shows, and the question with these words is searched for again (``k`` hits of stage ``hop``).
+
+    Raises:
+        RetrievalError: ``k`` is not between 1 and the size of the index.
+        IndexMismatch: another model built the index.
+    """
+    index.check(model)
+    found = [
+        Found(question, hits)
+        for question, hits in zip(questions, _search(model, index, questions, k, "search", batch_size), strict=True)
+    ]
+    if hops < 2:
+        return found
+    second = {
+        position: with_context(one.question, bridge)
+        for position, one in enumerate(found)
+        if one.question.image and (bridge := _bridge(one.hits))
+    }
+    hop_hits = _search(model, index, list(second.values()), k, "hop", batch_size)
+    for (position, question), hits in zip(second.items(), hop_hits, strict=True):
+        found[position] = Found(question if hits else found[position].question, found[position].hits + hits)
+    return found
+
+
+def _search(
+    model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, stage: str, batch_size: int
+) -> list[list[Hit]]:
+    return index.search(embed_questions(questions, model, batch_size), k, stage)
+
+
+def _bridge(hits: Iterable[Hit]) -> Item | None:
+    return next((hit.item for hit in hits if hit.stage == "search" and hit.item.full_text), None)
+
+
+def contains_answer(item: Item, answers: Iterable[str]) -> bool:
+    """Whether one of ``answers`` stands in the item's words, as whole words, case and punctuation aside."""
+    text = _words(item.full_text)
+    return any((answer := _words(one)).strip() and answer in text for one in answers)
+
+
+def _words(text: str) -> str:
+    return " " + " ".join(re.findall(r"\w+", text.casefold())) + " "
+
+
+def mine_hits(
+    model: Encoder,
+    index: KnowledgeIndex,
+    questions: Sequence[Question],
+    k: int,
+    per_question: int,
+    hops: int = 2,
+    batch_size: int = 64,
+) -> list[Found]:
+    """Hard negatives with their scores: what is retrieved (last hop) for a question, and is not its answer.
+
+    An item that a question names as gold, or whose words hold one of its answers, is never among them: it may be a
+    right answer that nobody marked. Errors as :func:`search`.
+    """
+    mined = []
+    for found in search(model, index, questions, k, hops, batch_size):
+        wrong = [hit for hit in found.candidates if is_negative(found.question, hit.item)]
+        mined.append(Found(found.question, wrong[:per_question]))
+    return mined
+
+
+def is_negative(question: Question, item: Item) -> bool:
+    """Whether ``item`` surely does not answer ``question``: not gold, and none of the answers in its words."""
+    return item.id not in question.gold and not contains_answer(item, question.answers)
+
+
+def mine_negatives(
+    model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, per_question: int
+) -> dict[str, tuple[str, ...]]:
+    """The ids of :func:`mine_hits` by question id, hardest first."""
+    mined = mine_hits(model, index, questions, k, per_question)
+    return {found.question.id: tuple(hit.item.id for hit in found.hits) for found in mined}
+
+
+def write_hits(path: str | Path, found: Iterable[Found]) -> None:
+    """Write ``{"id": question id, "hits": [{"id", "score", "stage"}]}``, a line per question.
+
+    Raises:
+        OutputError: not writable.
+    """
+    write_jsonl(path, ({"id": one.question.id, "hits": [hit_to_dict(hit) for hit in one.hits]} for one in found))
+
+
+def hit_to_dict(hit: Hit) -> dict[str, Any]:
+    """A hit as it stands in JSON: the item's id, the score and the stage."""
+    return {"id": hit.item.id, "score": round(hit.score, 6), "stage": hit.stage}
+
+
+def read_hits(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Item ids by question id, of the last stage (``hop`` before ``search``), as written by :func:`write_hits`.
+
+    Raises:
+        DataError: missing or malformed file, or a question listed twice, with the line number.
+    """
+    hits: dict[str, tuple[str, ...]] = {}
+    for number, value in read_jsonl(path):
+        where = f"{path}, line {number}"
+        try:
+            pairs = [(str(hit["id"]), str(hit["stage"])) for hit in value["hits"]]
+            name = str(value["id"])
+        except (KeyError, TypeError):
+            raise DataError(f'{where}: expected {{"id": ..., "hits": [{{"id", "score", "stage"}}]}}') from None
+        if name in hits:
+            raise DataError(f"{where}: question {name!r} is listed twice")
+        last = [item for item, stage in pairs if stage == "hop"]
+        hits[name] = tuple(last or [item for item, _ in pairs])
+    return hits

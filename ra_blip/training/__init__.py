@@ -1,0 +1,1 @@
+"""Stages, losses and the one loop that trains them."""

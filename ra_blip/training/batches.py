@@ -1,0 +1,105 @@
+"""Examples to batches: which prompts, which references in which order, which pictures. All randomness comes from ``rng``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ra_blip.config import StageConfig
+from ra_blip.models.processor import Processor
+from ra_blip.models.prompt import LABELS, guide_of
+from ra_blip.records import Example, Item, Question
+
+Batch = dict[str, Any]
+
+
+def pretrain_batch(items: Sequence[Item], processor: Processor) -> Batch:
+    """Captioned pictures.
+
+    Returns:
+        ``images``: paths; ``text`` (B, L) and ``text_mask``: caption tokens.
+    """
+    text, mask = processor.texts([item.full_text for item in items])
+    return {"images": [str(item.image) for item in items], "text": text, "text_mask": mask}
+
+
+def retrieve_batch(examples: Sequence[Example], stage: StageConfig) -> Batch:
+    """Questions, and every distinct item among their golds and hard negatives.
+
+    Returns:
+        ``questions``; ``items``; ``gold`` (B, M) bool.
+    """
+    items: dict[str, Item] = {}
+    for example in examples:
+        for item in (*example.gold, *example.negatives[: stage.hard_negatives]):
+            items.setdefault(item.id, item)
+    column = {name: i for i, name in enumerate(items)}
+    gold = torch.zeros(len(examples), len(items), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        known = [column[name] for name in example.question.gold if name in column]  # golds that others brought, too
+        gold[row, [column[item.id] for item in example.gold] + known] = True
+    return {"questions": [example.question for example in examples], "items": list(items.values()), "gold": gold}
+
+
+def rank_batch(examples: Sequence[Example]) -> Batch:
+    """(question, item) pairs.
+
+    Returns:
+        ``questions`` and ``items`` of equal length M; ``relevant`` (M,) bool.
+    """
+    pairs: list[tuple[Question, Item, bool]] = []
+    for example in examples:
+        pairs += [(example.question, item, True) for item in example.gold]
+        pairs += [(example.question, item, False) for item in example.negatives]
+    return {
+        "questions": [question for question, _, _ in pairs],
+        "items": [item for _, item, _ in pairs],
+        "relevant": torch.tensor([relevant for _, _, relevant in pairs]),
+    }
+
+
+def answer_batch(
+    examples: Sequence[Example], processor: Processor, stage: StageConfig, retrieved: float, rng: np.random.Generator
+) -> Batch:
+    """Two prompts an example: QA first, then ASKG over shuffled references (1 to 4 negatives, redrawn each time).
+
+    Args:
+        examples: with at least one gold item each.
+        processor: tokenises.
+        stage: how many negatives.
+        retrieved: probability that the QA prompt holds the distractors, too.
+        rng: source of all draws.
+
+    Returns:
+        ``prompts``: PromptBatch of 2B rows, QA rows first; ``images``: pictures in feature order; ``labels`` (2B, A);
+        ``word_reads`` and ``word_targets`` (W,): reads of single gold pictures and the first token of the answer.
+    """
+    answer_prompts, select_prompts, answers, letters, words = [], [], [], [], []
+    for example in examples:
+        count = int(rng.integers(stage.negatives_min, stage.negatives_max + 1))
+        pool = [example.negatives[i] for i in rng.permutation(len(example.negatives))[:count]]
+        references = [(item, True) for item in example.gold] + [(item, False) for item in pool]
+        references = [references[i] for i in rng.permutation(len(references))]
+        shown = references if rng.random() < retrieved else [pair for pair in references if pair[1]]
+        question = example.question
+        answer_prompts.append(processor.prompt("answer", question, [item for item, _ in shown]))
+        select_prompts.append(processor.prompt("select", question, [item for item, _ in references]))
+        golds = [i for i, (_, relevant) in enumerate(references) if relevant]
+        letters.append(LABELS[golds[int(rng.integers(len(golds)))]])
+        answers.append(question.answers[int(rng.integers(len(question.answers)))])
+        if len(example.gold) == 1 and example.gold[0].image is not None:
+            words.append(((example.gold[0].image,), guide_of(question, example.gold[0]), answers[-1]))
+    pictures: dict[str, int] = {}
+    prompts = processor.prompts(answer_prompts + select_prompts, pictures)
+    row = {read: i for i, read in enumerate(prompts.reads)}
+    known = [(row[images, guide], answer) for images, guide, answer in words if (images, guide) in row]
+    return {
+        "prompts": prompts,
+        "images": list(pictures),
+        "labels": processor.targets(answers + letters),
+        "word_reads": torch.tensor([read for read, _ in known], dtype=torch.long),
+        "word_targets": processor.first_tokens([answer for _, answer in known]) if known else torch.zeros(0).long(),
+    }

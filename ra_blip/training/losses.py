@@ -1,0 +1,66 @@
+"""Losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def itc_loss(picture_vectors: Tensor, text_vectors: Tensor, temperature: Tensor) -> Tensor:
+    """Image-text contrastive loss, both directions (BLIP-2): row i of (B, D) belongs to row i of (B, D). log B at chance."""
+    logits = picture_vectors @ text_vectors.T / temperature
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def hard_negatives(similarity: Tensor) -> Tensor:
+    """For each row of a (B, B) similarity, the column of one negative, drawn by softmax weight; the diagonal never.
+
+    Returns:
+        (B,) column indices. Needs B >= 2.
+    """
+    own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    weights = similarity.detach().float().masked_fill(own, float("-inf")).softmax(dim=-1)
+    return torch.multinomial(weights, 1)[:, 0]
+
+
+def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
+    """Image-text matching: (M, 2) logits against (M,) bool. ln 2 at chance on a balanced set."""
+    return F.cross_entropy(logits.float(), matched.long())
+
+
+def itg_loss(logits: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    """Image-grounded text generation: next-token cross-entropy, (B, L, V) logits for tokens (B, L), padding ignored."""
+    target = text.masked_fill(text_mask == 0, -100)[:, 1:]
+    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100)
+
+
+def info_nce(question_vectors: Tensor, item_vectors: Tensor, gold: Tensor, temperature: Tensor) -> Tensor:
+    """Question-to-item contrastive loss with several golds.
+
+    Each gold competes with all items that are not gold of its question; the other golds are masked out.
+
+    Args:
+        question_vectors: (B, D) unit vectors.
+        item_vectors: (M, D) unit vectors.
+        gold: (B, M) bool, at least one True a row.
+        temperature: scalar.
+
+    Returns:
+        mean over questions of the mean over their golds.
+    """
+    scores = question_vectors @ item_vectors.T / temperature  # (B, M)
+    others = scores.masked_fill(gold, float("-inf")).logsumexp(dim=-1, keepdim=True)  # (B, 1)
+    per_gold = torch.logaddexp(scores, others) - scores
+    return ((per_gold * gold).sum(-1) / gold.sum(-1)).mean()
+
+
+def ranking_loss(logits: Tensor, relevant: Tensor) -> Tensor:
+    """Two-label cross-entropy: (M, 2) logits, (M,) bool."""
+    return F.cross_entropy(logits.float(), relevant.long())
+
+
+def generation_loss(token_losses: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labelled tokens of (B, A) losses; 0 where a batch has no label."""
+    return token_losses.sum() / (labels != -100).sum().clamp(min=1)

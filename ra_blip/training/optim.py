@@ -1,0 +1,79 @@
+"""One ordered rule list decides freezing, learning rate and weight decay; every parameter must match a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ra_blip.config import ParamRule, TrainConfig
+from ra_blip.errors import ConfigError
+
+
+@dataclasses.dataclass
+class Resolved:
+    """One rule with the parameters that fell to it."""
+
+    rule: ParamRule
+    names: list[str]
+    size: int
+
+
+def apply_rules(model: nn.Module, rules: Sequence[ParamRule]) -> list[Resolved]:
+    """Freeze or thaw every parameter by the first rule that matches its whole name.
+
+    Raises:
+        ConfigError: a parameter that no rule matches, a pattern that is not a regular expression, nothing to train.
+    """
+    try:
+        patterns = [re.compile(rule.match) for rule in rules]
+    except re.error as error:
+        raise ConfigError(f"params: {error.pattern!r} is not a regular expression ({error})") from None
+    table = [Resolved(rule, [], 0) for rule in rules]
+    for name, parameter in model.named_parameters():
+        entry = next((row for row, pattern in zip(table, patterns, strict=True) if pattern.fullmatch(name)), None)
+        if entry is None:
+            raise ConfigError(f"params: no rule matches {name!r}; end the list with a rule for '.*'")
+        entry.names.append(name)
+        entry.size += parameter.numel()
+        parameter.requires_grad_(entry.rule.lr is not None)
+    if not any(row.size and row.rule.lr is not None for row in table):
+        raise ConfigError("params: every parameter is frozen; give at least one rule an lr")
+    return table
+
+
+def describe(table: Sequence[Resolved]) -> str:
+    """The resolved rules as a table for people."""
+    rows = [f"{'rule':40} {'lr':>9} {'decay':>7} {'tensors':>8} {'parameters':>12}"]
+    for row in table:
+        lr = "frozen" if row.rule.lr is None else f"{row.rule.lr:.1e}"
+        rows.append(f"{row.rule.match:40} {lr:>9} {row.rule.weight_decay:>7g} {len(row.names):>8} {row.size:>12,}")
+    return "\n".join(rows)
+
+
+def build_optimizer(model: nn.Module, table: Sequence[Resolved], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with one group a trained rule, in rule order; each group remembers its peak rate as ``peak``."""
+    parameters = dict(model.named_parameters())
+    groups = [
+        {
+            "params": [parameters[name] for name in row.names],
+            "lr": row.rule.lr,
+            "peak": row.rule.lr,
+            "weight_decay": row.rule.weight_decay,
+        }
+        for row in table
+        if row.names and row.rule.lr is not None
+    ]
+    return torch.optim.AdamW(groups, betas=(config.betas[0], config.betas[1]))
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Factor on the peak rate at ``step`` (from 0): linear warm-up, then cosine to ``floor``."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

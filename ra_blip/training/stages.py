@@ -1,0 +1,227 @@
+"""The four stages. Each turns examples into a batch and a batch into (losses, report); nothing else knows their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ra_blip.config import StageConfig
+from ra_blip.models.attention import gather_kv
+from ra_blip.models.rablip import RABlip
+from ra_blip.models.ranker import Ranker
+from ra_blip.models.reader import PromptBatch
+from ra_blip.records import Example, Item, Question
+from ra_blip.training import batches, losses
+from ra_blip.training.batches import Batch
+
+Losses = dict[str, Tensor]
+Report = dict[str, float]
+
+
+class Stage(nn.Module):
+    """Base: holds the model and the weights of the losses.
+
+    Args:
+        model: trained in place.
+        config: loss weights and draws.
+    """
+
+    batch_coupled = False  # True where the loss compares the samples of a batch with each other
+
+    def __init__(self, model: RABlip, config: StageConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def collate(self, samples: Sequence[Any], rng: np.random.Generator, step: int) -> Batch:
+        """Samples of the data source -> batch; draws from ``rng`` only."""
+        raise TypeError(f"{type(self).__name__} is not a stage")
+
+    def forward(self, batch: Batch) -> tuple[Losses, Report]:
+        """Batch -> (terms to differentiate, already weighted; numbers to log)."""
+        raise TypeError(f"{type(self).__name__} is not a stage")
+
+    def features(self, images: Sequence[str]) -> Tensor:
+        """Picture features (U, N, W): live where the tower is trained, else frozen and cached."""
+        if any(parameter.requires_grad for parameter in self.model.vision.parameters()):
+            return self.model.vision(self.model.processor.pixels(images).to(self.model.device))  # type: ignore[no-any-return]
+        return self.model.image_features(images)
+
+
+class Pretrain(Stage):
+    """Q-Former pretraining on captioned pictures: ITC, ITM with hard in-batch negatives, ITG (BLIP-2, stage 1).
+
+    The picture's keys and values are computed once for all passes, and the query states of the captioning pass serve
+    the contrastive loss: there the queries are blind to the text.
+    """
+
+    batch_coupled = True
+
+    def collate(self, samples: Sequence[Item], rng: np.random.Generator, step: int) -> Batch:
+        """See :func:`ra_blip.training.batches.pretrain_batch`."""
+        return batches.pretrain_batch(samples, self.model.processor)
+
+    def forward(self, batch: Batch) -> tuple[Losses, Report]:
+        """Terms ``itc_loss``, ``itm_loss``, ``itg_loss``."""
+        retriever, config, device = self.model.retriever, self.config, self.model.device
+        text, mask = batch["text"].to(device), batch["text_mask"].to(device)
+        kv = retriever.kv(self.features(batch["images"]))
+        prefix = text.clone()
+        prefix[:, 0] = self.model.processor.dec_id  # captioning starts from its own token
+        generated = retriever.qformer("generate", kv=kv, text=prefix, text_mask=mask)
+        assert generated.queries is not None and generated.text is not None
+        pictures = retriever.project_queries(generated.queries)
+        texts = retriever.text_vectors(text, mask)
+        terms: Losses = {
+            "itc_loss": config.itc * losses.itc_loss(pictures, texts, retriever.temperature),
+            "itg_loss": config.itg * losses.itg_loss(retriever.qformer.token_logits(generated.text), text, mask),
+        }
+        if config.itm:
+            terms["itm_loss"] = config.itm * self._matching(kv, text, mask, pictures @ texts.T)
+        with torch.no_grad():
+            hit = (pictures @ texts.T).argmax(-1) == torch.arange(len(text), device=device)
+        return terms, {"itc_accuracy": float(hit.float().mean()), "temperature": float(retriever.temperature)}
+
+    def _matching(self, kv: Any, text: Tensor, mask: Tensor, similarity: Tensor) -> Tensor:
+        """Each pair, each picture with a hard wrong text, each text with a hard wrong picture: 3B pairs."""
+        retriever = self.model.retriever
+        size = len(text)
+        own = torch.arange(size, device=text.device)
+        scaled = similarity / retriever.temperature
+        wrong_text, wrong_picture = losses.hard_negatives(scaled), losses.hard_negatives(scaled.T)
+        pictures = torch.cat([own, own, wrong_picture])
+        words = torch.cat([own, wrong_text, own])
+        pooled = retriever.fused(gather_kv(kv, pictures) or [], text[words], mask[words])
+        matched = torch.arange(3 * size, device=text.device) < size
+        return losses.itm_loss(retriever.itm_head(pooled), matched)
+
+
+class Retrieve(Stage):
+    """Questions to items in the shared space: InfoNCE over in-batch and hard negatives, all golds masked.
+
+    Leakage rule: a picture conditioned on a question carries that question in its vector, so in-batch negatives would
+    let the loss match questions with questions. Batches are therefore either unconditioned (the vector that an index
+    can hold), or, with probability ``conditioned``, every candidate of a question is re-encoded under the ANCHOR's
+    question.
+    """
+
+    batch_coupled = True
+
+    def collate(self, samples: Sequence[Example], rng: np.random.Generator, step: int) -> Batch:
+        """As :func:`ra_blip.training.batches.retrieve_batch`, tokenised, plus ``conditioned``: bool."""
+        batch = batches.retrieve_batch(samples, self.config)
+        batch["conditioned"] = bool(rng.random() < self.config.conditioned)
+        size, count = batch["gold"].shape
+        batch["candidates"] = torch.from_numpy(rng.random((size, count)))
+        return batch
+
+    def forward(self, batch: Batch) -> tuple[Losses, Report]:
+        """Term ``retrieve_loss``; reports in-batch recall@1."""
+        gold = batch["gold"].to(self.model.device)
+        questions: list[Question] = batch["questions"]
+        asked = self._encode([q.text for q in questions], [q.image for q in questions])
+        if batch["conditioned"]:
+            return self._conditioned(batch, asked, gold)
+        items: list[Item] = batch["items"]
+        vectors = self._encode([item.full_text for item in items], [item.image for item in items])
+        loss = losses.info_nce(asked, vectors, gold, self.model.retriever.temperature)
+        with torch.no_grad():
+            best = (asked @ vectors.T).argmax(-1, keepdim=True)
+        return {"retrieve_loss": loss}, self._report(gold.gather(1, best))
+
+    def _conditioned(self, batch: Batch, asked: Tensor, gold: Tensor) -> tuple[Losses, Report]:
+        """One gold and m other candidates a question, each read under that question."""
+        draw = batch["candidates"].to(gold.device)
+        first = (draw + gold).argmax(-1, keepdim=True)  # a random gold
+        count = min(self.config.conditioned_candidates, int((~gold).sum(-1).min()))
+        others = draw.masked_fill(gold, -1).topk(count, dim=-1).indices  # (B, m)
+        chosen = torch.cat([first, others], dim=1)  # (B, 1 + m)
+        items = [batch["items"][i] for i in chosen.flatten().tolist()]
+        anchors = [q for q in batch["questions"] for _ in range(chosen.shape[1])]
+        texts = [f"{q.text} {i.full_text}".strip() if i.image else i.full_text for q, i in zip(anchors, items, strict=True)]
+        vectors = self._encode(texts, [item.image for item in items]).unflatten(0, chosen.shape)  # (B, 1 + m, D)
+        scores = torch.einsum("bd,bmd->bm", asked, vectors) / self.model.retriever.temperature
+        target = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        loss = nn.functional.cross_entropy(scores, target)
+        return {"retrieve_loss": loss}, self._report(scores.argmax(-1) == 0)
+
+    def _encode(self, texts: Sequence[str], images: Sequence[str | None]) -> Tensor:
+        distinct = list(dict.fromkeys(image for image in images if image is not None))
+        features = self.features(distinct) if distinct else None
+        return self.model.encode_records(texts, images, dict(zip(distinct, range(len(distinct)), strict=True)), features)
+
+    def _report(self, hit: Tensor) -> Report:
+        return {"recall@1": float(hit.float().mean()), "temperature": float(self.model.retriever.temperature)}
+
+
+class Rank(Stage):
+    """The classifier over frozen encoder features of (question, item) pairs."""
+
+    def collate(self, samples: Sequence[Example], rng: np.random.Generator, step: int) -> Batch:
+        """As :func:`ra_blip.training.batches.rank_batch`, with ``prompts`` and ``images``."""
+        batch = batches.rank_batch(samples)
+        processor = self.model.processor
+        pairs = zip(batch["questions"], batch["items"], strict=True)
+        pictures: dict[str, int] = {}
+        batch["prompts"] = processor.prompts([processor.prompt("answer", q, [item]) for q, item in pairs], pictures)
+        batch["images"] = list(pictures)
+        return batch
+
+    def forward(self, batch: Batch) -> tuple[Losses, Report]:
+        """Term ``rank_loss``; reports the share judged right."""
+        prompts: PromptBatch = batch["prompts"].to(self.model.device)
+        with torch.no_grad():
+            features = self.features(batch["images"]) if batch["images"] else None
+            states, _ = self.model.reader.encode(features, prompts)
+            pooled = Ranker.pool(states, prompts.mask)
+        logits = self.model.ranker(pooled)
+        relevant = batch["relevant"].to(logits.device)
+        right = (logits.argmax(-1) == relevant).float().mean()
+        return {"rank_loss": losses.ranking_loss(logits, relevant)}, {"rank_accuracy": float(right)}
+
+
+class Answer(Stage):
+    """The generator: QA plus weighted ASKG, both read from the same pictures in the same step (RA-BLIP)."""
+
+    def collate(self, samples: Sequence[Example], rng: np.random.Generator, step: int) -> Batch:
+        """As :func:`ra_blip.training.batches.answer_batch`, plus ``warm``: whether this step is warm-up."""
+        warm = step < self.config.warmup_steps
+        retrieved = self.config.warmup_retrieved if warm else self.config.retrieved
+        batch = batches.answer_batch(samples, self.model.processor, self.config, retrieved, rng)
+        return {**batch, "warm": warm}
+
+    def forward(self, batch: Batch) -> tuple[Losses, Report]:
+        """Terms ``qa_loss``, ``askg_loss`` and, in a warm-up that asks for it, ``word_loss``."""
+        model, config = self.model, self.config
+        prompts: PromptBatch = batch["prompts"].to(model.device)
+        labels = batch["labels"].to(model.device)
+        soft = model.reader.soft_tokens(self.features(batch["images"]), prompts) if batch["images"] else None
+        embeds, source = model.reader.embed(prompts, soft)
+        size = len(labels) // 2
+        report: Report = {}
+        terms: Losses = {}
+        for name, rows in (("qa", slice(0, size)), ("askg", slice(size, None))):
+            end = int(prompts.mask[rows].sum(-1).max())  # each branch is as long as its longest prompt
+            mask, target = prompts.mask[rows, :end], labels[rows]
+            target = target[:, : int((target != -100).sum(-1).max())]
+            states = model.reader.generator.encode(embeds[rows, :end], mask)
+            per_token = model.reader.generator.token_losses(states, mask, source[rows, :end], target)
+            terms[f"{name}_loss"] = losses.generation_loss(per_token, target)
+            report[name] = float(terms[f"{name}_loss"])
+        terms["askg_loss"] = terms["askg_loss"] * (config.warmup_askg if batch["warm"] else config.askg)
+        if batch["warm"] and config.warmup_answer_word and len(batch["word_reads"]) and soft is not None:
+            words = model.reader.generator.word_logits(soft[batch["word_reads"]].mean(1))
+            word = nn.functional.cross_entropy(words.float(), batch["word_targets"].to(words.device))
+            terms["word_loss"] = config.warmup_answer_word * word
+        return terms, report
+
+
+STAGES: dict[str, Callable[[RABlip, StageConfig], Stage]] = {
+    "pretrain": Pretrain,
+    "retrieve": Retrieve,
+    "rank": Rank,
+    "answer": Answer,
+}
