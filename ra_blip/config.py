@@ -110,6 +110,7 @@ class StageConfig:
     itc: float = 1.0
     itm: float = 1.0
     itg: float = 1.0
+    itm_samples: int = 0  # pairs of the batch that enter matching, each three times; 0 takes all
     # retrieve
     conditioned: float = 0.5  # probability that a batch encodes pictures with the anchor's question (leakage rule)
     conditioned_candidates: int = 8
@@ -274,9 +275,8 @@ def _explained(source: str, schema: type[Any]) -> Iterator[None]:
             f"{source}: not an allowed value, '${{' begins an interpolation{_named(error.full_key)}"
         ) from None
     except OmegaConfBaseException as error:
-        first = str(error).strip().splitlines()[0]
-        hint = _nearest(first, schema)
-        raise ConfigError(f"{source}: {first}{hint}{_named(error.full_key)}") from None
+        first = _with_nearest(str(error).strip().splitlines()[0], schema)
+        raise ConfigError(f"{source}: {first}{_named(error.full_key)}") from None
     except (YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
 
@@ -285,19 +285,22 @@ def _named(key: str | None) -> str:
     return f" (key {key!r})" if key else ""
 
 
-def _nearest(message: str, schema: type[Any]) -> str:
-    """Where OmegaConf names no neighbour of an unknown key: the nearest in its section or elsewhere, else all."""
+def _with_nearest(message: str, schema: type[Any]) -> str:
+    """Add to OmegaConf's words on an unknown key, which know its section only: the key may stand in another one."""
     unknown = re.match(r"Key '(.*)' not in '(\w+)'", message)
-    if unknown is None or "Did you mean" in message:
-        return ""
+    if unknown is None:
+        return message
     wanted, section = unknown.groups()
     paths = dict(_paths(schema))
-    inside = {path.rpartition(".")[2]: path for path, owner in paths.items() if owner == section}
+    inside = [path.rpartition(".")[2] for path, owner in paths.items() if owner == section]
     leaves = {path.rpartition(".")[2]: path for path in reversed(paths)}  # reversed: the first of a name wins
-    for known in (inside, leaves):
-        if close := difflib.get_close_matches(wanted, known, n=1):
-            return f". Did you mean: {known[close[0]]!r}?"
-    return f". Keys here: {', '.join(inside)}" if inside else ""
+    if wanted in leaves:
+        return f"{unknown[0]}. Did you mean: {leaves[wanted]!r}?"
+    if "Did you mean" in message or not inside:
+        return message
+    if close := difflib.get_close_matches(wanted, inside, n=1) or difflib.get_close_matches(wanted, leaves, n=1):
+        return f"{message}. Did you mean: {close[0] if close[0] in inside else leaves[close[0]]!r}?"
+    return f"{message}. Keys here: {', '.join(inside)}"
 
 
 def _paths(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -124,7 +124,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, value
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
@@ -245,6 +245,11 @@ def read_traces(path: str | Path) -> list[Trace]:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: not a trace ({error})") from None
     return traces
+
+
+def with_context(question: Question, item: Item) -> Question:
+    """The question with an item's words behind it and without its picture, for which those words now stand (second hop)."""
+    return dataclasses.replace(question, text=f"{question.text} {item.full_text}", image=None)
 
 
 def by_id(items: Sequence[Item]) -> dict[str, Item]:

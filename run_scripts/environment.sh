@@ -18,7 +18,7 @@ if ! [ -x "$python" ] || ! grep -qsxF -- "$want" "$root/.venv/installed-$extras"
     constraints+=(-c "$root/requirements/constraints-cpu.txt")
   fi
   echo "Installing ra-blip[$extras] in $root/.venv"
-  "$python" -m pip install --disable-pip-version-check "${constraints[@]}" -e "$root[$extras]"
+  PIP_REQUIRE_VIRTUALENV=1 "$python" -m pip install --disable-pip-version-check "${constraints[@]}" -e "$root[$extras]"
   echo "$want" >"$root/.venv/installed-$extras"
 fi
 export PATH="$root/.venv/bin:$PATH"

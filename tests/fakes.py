@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ra_blip.records import Item, Question
 
-STOP = {"the", "of", "in", "a", "is", "was", "who", "what", "this", "picture", "png", "by", "view"}
+STOP = {"the", "of", "in", "a", "is", "was", "who", "what", "this", "picture", "png", "by", "view", "which", "stands"}
 
 
 def words(text: str) -> list[str]:
@@ -118,12 +118,9 @@ def world(folder: Path) -> tuple[list[Item], list[Question]]:
             Item(f"{name}.design", text=f"{name} tower was designed by {designer}"),
             Item(f"{name}.place", text=f"{name} tower stands in country {country}"),
         ]
-        questions.append(
-            Question(f"{name}-q1", f"Who designed {name} tower?", None, (designer,), (f"{name}.design",), (), "text_fact")
-        )
-        questions.append(
-            Question(
-                f"{name}-q2", "Which country is this?", asked, (country,), (f"{name}.place",), (), "question_picture"
-            )
-        )
+        fact, place = (f"{name}.design",), (f"{name}.place",)
+        questions += [
+            Question(f"{name}-q1", f"Who designed {name} tower?", None, (designer,), fact, (), "text_fact"),
+            Question(f"{name}-q2", "Which country is this?", asked, (country,), place, (), "question_picture"),
+        ]
     return items, questions

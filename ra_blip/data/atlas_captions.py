@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -50,14 +51,14 @@ class AtlasCaptions:
         Raises:
             OutputError: the folder cannot be written.
         """
-        self._folder = Path(folder) / "captions"
+        self._folder = Path(os.path.normpath(folder)) / "captions"  # as it is read back
         items = [Item(self._id(i), caption(look), image=self._image(i)) for i, look in enumerate(self.looks)]
         manifest = self._folder / "captions.jsonl"
         try:
-            if read_items(manifest) == items:
+            if manifest.is_file() and read_items(manifest) == items:
                 return
         except DataError:
-            pass  # not there, or not finished
+            pass  # of another version or damaged: drawn again
         make_folder(self._folder)
         manifest.unlink(missing_ok=True)
         for index, look in enumerate(self.looks):

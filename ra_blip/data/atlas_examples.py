@@ -22,17 +22,12 @@ from ra_blip.data.atlas_questions import (
 )
 from ra_blip.data.atlas_text import CATEGORIES, COUNT_ASKS, FACT_ASKS, PICTURE_ASKS, TYPES, pick
 from ra_blip.errors import ConfigError
-from ra_blip.records import Example, Item, Question
+from ra_blip.records import Example, Item, Question, with_context
 
 HARD = 0.5  # share of the distractors that are made hard
 SAME = 0.2  # share of the samples in which one distractor is another item of the very building
 CLOSEST = 12  # hard distractors are drawn from so many of the most similar
 Purpose = Literal["retrieve", "answer"]
-
-
-def with_context(question: Question, item: Item) -> Question:
-    """The second hop: the question in words with what the first hop found, in place of its picture."""
-    return dataclasses.replace(question, text=f"{question.text} {item.full_text}", image=None)
 
 
 class AtlasExamples:

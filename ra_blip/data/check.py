@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ra_blip.data.images import open_image
 from ra_blip.errors import DataError, ImageError
+from ra_blip.images import open_image
 from ra_blip.records import Item, Question, _parse
 
 _KINDS: dict[str, type[Item] | type[Question]] = {"items": Item, "questions": Question}

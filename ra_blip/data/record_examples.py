@@ -26,7 +26,12 @@ class RecordExamples:
     """
 
     def __init__(
-        self, items: str, questions: str, negatives: int, mined: str | None = None, categories: Sequence[str] | None = None
+        self,
+        items: str,
+        questions: str,
+        negatives: int,
+        mined: str | None = None,
+        categories: Sequence[str] | None = None,
     ) -> None:
         self.items = by_id(read_items(items))
         asked = [q for q in read_questions(questions) if categories is None or q.category in categories]

@@ -213,8 +213,8 @@ def summarise(scores: Mapping[str, Mapping[str, float]], questions: Sequence[Que
         seed: of the bootstrap.
     """
     groups: dict[str | None, set[str]] = {None: {question.id for question in questions}}
-    for category in sorted({question.category for question in questions if question.category}):
-        groups[category] = {question.id for question in questions if question.category == category}
+    for named in sorted({question.category for question in questions if question.category}):
+        groups[named] = {question.id for question in questions if question.category == named}
     means: dict[str, Any] = {}
     trees: dict[str, dict[str, Any]] = {"intervals": {}, "counts": {}}
     for category, ids in groups.items():

@@ -73,7 +73,9 @@ def read_folder(folder: Path) -> tuple[ModelConfig, Weights]:
         value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: not a model folder, {Path(error.filename or WEIGHTS).name} is missing") from None
+        raise CheckpointError(
+            f"{folder}: not a model folder, {Path(error.filename or WEIGHTS).name} is missing"
+        ) from None
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{folder}: damaged model folder ({error})") from None
     if not isinstance(value, dict) or "model" not in value:
@@ -152,4 +154,3 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-

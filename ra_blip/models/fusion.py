@@ -74,9 +74,7 @@ class Retriever(nn.Module):
         feature_width: width W of the visual features.
     """
 
-    def __init__(
-        self, qformer: QFormerConfig, config: RetrieverConfig, vocabulary: int, feature_width: int
-    ) -> None:
+    def __init__(self, qformer: QFormerConfig, config: RetrieverConfig, vocabulary: int, feature_width: int) -> None:
         super().__init__()
         self.ln_vision = nn.LayerNorm(feature_width)
         self.qformer = QFormer(qformer, vocabulary, feature_width, lm_head=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -86,7 +87,8 @@ class Processor:
         """LLM labels (B, A), -100 where padded."""
         limit = self.config.generator.answer_length
         encoded = self.llm(list(answers), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
+        ids: Tensor = encoded.input_ids
+        return ids.masked_fill(encoded.attention_mask == 0, -100)
 
     def first_tokens(self, answers: Sequence[str]) -> Tensor:
         """(B,) the first LLM token of each answer."""
@@ -180,7 +182,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, style: str) -> Any:
     trainer = tk.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=SPECIALS,
-        initial_alphabet=list(LABELS),
+        initial_alphabet=[*LABELS, *string.ascii_lowercase, *string.digits, *"[]|:;*?.,'-"],
         continuing_subword_prefix="##",
         show_progress=False,
     )

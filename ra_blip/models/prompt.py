@@ -111,18 +111,19 @@ def interleaved(task: str, question: Question, items: Sequence[Item], slots: int
 
 def release(task: str, question: Question, items: Sequence[Item], slots: int, marks: bool) -> Prompt:
     """Captions, then facts, then the question; all pictures in one block. In judging, labels stand before the items."""
-    label = (lambda i: f"[{LABELS[i]}] ") if task == "select" else (lambda i: "")
-    mark = (lambda words: mark_overlap(words, question.text)) if marks else (lambda words: words)
     pictures = [item.image for item in items if item.image is not None]
     images = tuple(([question.image] if question.image else []) + pictures)[:slots]
-    captions, facts = [], []
-    for i, item in enumerate(items):
-        words = mark(clean(item.text or ""))
+    captions: list[str] = []
+    facts: list[str] = []
+    for letter, item in zip(LABELS, items, strict=False):
+        label = f"[{letter}] " if task == "select" else ""
+        words = clean(item.text or "")
+        words = mark_overlap(words, question.text) if marks else words
         if item.image is not None:
-            captions.append(f"{label(i)}caption of image {len(captions) + 1}: {words}".rstrip(": "))
+            captions.append(f"{label}caption of image {len(captions) + 1}: {words}".rstrip(": "))
         else:
             title = f"title: {clean(item.title)} " if item.title else ""
-            facts.append(f"{label(i)}{title}fact: {words}")
+            facts.append(f"{label}{title}fact: {words}")
     parts = ["; ".join(captions), "; ".join(facts), TASKS[task](clean(question.text))]
     text = (IMAGE + " " if images else "") + " | ".join(part for part in parts if part)
     guide = " ".join([clean(question.text), *(clean(item.full_text) for item in items if item.image)])

@@ -33,6 +33,11 @@ class Generation:
     prompt: str
 
 
+def guided_text(question: Question, item: Item) -> str:
+    """What a candidate is encoded with when the question guides the reading of its picture; a text stands alone."""
+    return f"{question.text} {item.full_text}".strip() if item.image else item.full_text
+
+
 class RABlip(nn.Module):
     """The composition; parts by prefix: ``vision``, ``retriever``, ``reader``, ``ranker``.
 
@@ -139,10 +144,10 @@ class RABlip(nn.Module):
             questions: one an item, to re-score candidates: their pictures are then read under the question's
                 guidance. Such vectors belong to one question and cannot be indexed.
         """
-        texts = [item.full_text for item in items]
-        if questions is not None:
-            guided = zip(questions, items, texts, strict=True)
-            texts = [f"{q.text} {text}".strip() if item.image else text for q, item, text in guided]
+        if questions is None:
+            texts = [item.full_text for item in items]
+        else:
+            texts = [guided_text(question, item) for question, item in zip(questions, items, strict=True)]
         return self._encode(texts, [item.image for item in items])
 
     def _encode(self, texts: Sequence[str], images: Sequence[str | None]) -> Tensor:

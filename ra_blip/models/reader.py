@@ -15,7 +15,6 @@ from ra_blip.models.attention import KeyValue, gather_kv
 from ra_blip.models.generator import Generator
 from ra_blip.models.qformer import QFormer
 
-
 Read = tuple[tuple[str, ...], str]  # the pictures that are read together, and the text that guides the reading
 
 
@@ -43,8 +42,8 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """The same batch on another device."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return PromptBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()})
+        tensors = ("ids", "mask", "slots", "guide", "guide_mask", "uses")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 class Reader(nn.Module):

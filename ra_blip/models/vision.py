@@ -26,6 +26,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.model = _build(config)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.width, self.patches = self._measure()
@@ -55,7 +57,7 @@ class VisionTower(nn.Module):
         return int(shape[2]), int(shape[1])
 
 
-def _build(config: VisionConfig) -> nn.Module:
+def _build(config: VisionConfig) -> Any:
     from transformers import AutoConfig, AutoModel
 
     if config.name:

@@ -97,7 +97,7 @@ def _rows(trace: Trace, pictures: Pictures) -> str:
 def _remarks(trace: Trace, final: Sequence[Hit], items: dict[str, Item]) -> str:
     remarks = []
     if len(final) > FIRST:
-        remarks.append(f"{counted(len(final), 'hit')} in all")
+        remarks.append(f"{counted(len(final), 'hit')} in the last list")
     lost = [key for key in trace.question.gold if key not in items]
     if lost and trace.hits:
         remarks.append(f"gold not found: {', '.join(esc(key, 80) for key in lost[:5])}")
@@ -165,15 +165,13 @@ def example(scored: Sequence[Scored], pictures: Pictures) -> str:
 
 
 def answers_table(scored: Sequence[Scored]) -> str:
-    """HTML list of all answers, failures first in each category, at most :data:`ROWS` rows."""
-    ordered = [one for group in by_category(scored).values() for one in failures_first(group)]
-    if len(ordered) > ROWS:
-        ordered = failures_first(ordered)
+    """HTML list of all answers, failures first, at most :data:`ROWS` rows."""
+    ordered = failures_first([one for group in by_category(scored).values() for one in group])
     rows = "".join(_answer_row(one) for one in ordered[:ROWS])
     left = len(scored) - min(len(scored), ROWS)
     note = f'<p class="note">{counted(left, "further answer")} not listed.</p>' if left else ""
     return (
-        f'<details class="all"><summary>All answers in one list, failures first</summary><div class="scroll"><table>'
+        '<details class="all"><summary>All answers in one list, failures first</summary><div class="scroll"><table>'
         '<thead><tr><th></th><th scope="col">Question</th><th scope="col">Answer</th><th scope="col">Right answer</th>'
         '<th scope="col">Gold at rank</th><th scope="col">Category</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{note}</details>"

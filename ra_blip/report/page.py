@@ -50,6 +50,7 @@ def write_report(
     """
     scored = score(traces)
     pictures = Pictures()
+    example = grids.example(scored, pictures)  # first, so that its pictures fit the budget
     sections = _sections(scored, metrics, logs or {}, edit, pictures)
     resources = files("ra_blip.report")
     template = resources.joinpath("page.html").read_text(encoding="utf-8")
@@ -57,7 +58,7 @@ def write_report(
     page = Template(template).substitute(
         title=esc(title),
         lead=_lead(scored),
-        example=grids.example(scored, pictures),
+        example=example,
         nav="".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections),
         sections="".join(f'<section id="{key}"><h2>{name}</h2>{body}</section>' for key, name, body in sections),
         pictures=_picture_note(pictures),
@@ -167,7 +168,10 @@ def _provenance(figures: Mapping[str, Any], given: bool) -> str:
 
 
 def _key_values(pairs: Sequence[tuple[str, Any]]) -> str:
-    rows = "".join(f'<tr><th scope="row">{esc(key)}</th><td>{esc(value, 500)}</td></tr>' for key, value in pairs[:2000])
+    rows = "".join(
+        f'<tr><th scope="row">{esc(key)}</th><td>{"&ndash;" if value is None else esc(value, 500)}</td></tr>'
+        for key, value in pairs[:2000]
+    )
     return f'<div class="scroll"><table class="keys"><tbody>{rows}</tbody></table></div>'
 
 

@@ -28,7 +28,7 @@ class Pictures:
         left_out: paths that no longer fitted the budget, each once.
     """
 
-    def __init__(self, budget: int = 8_000_000) -> None:
+    def __init__(self, budget: int = 7_500_000) -> None:
         self.budget = budget
         self.missing: list[str] = []
         self.left_out: list[str] = []

@@ -182,7 +182,8 @@ class KnowledgeIndex:
         wanted = min(k + 8, len(self))
         while True:
             scores, keys = self._index.search(queries, wanted)
-            tied = (keys[:, -1] >= 0) & (np.round(scores[:, -1], 6) >= np.round(scores[:, k - 1], 6))
+            full = keys[:, -1] >= 0
+            tied = np.round(scores[full, -1], 6) >= np.round(scores[full, k - 1], 6)
             if wanted == len(self) or not tied.any():
                 return scores, keys
             wanted = min(2 * wanted, len(self))

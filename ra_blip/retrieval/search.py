@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_blip.errors import DataError
-from ra_blip.records import Hit, Item, Question, read_jsonl, write_jsonl
+from ra_blip.records import Hit, Item, Question, read_jsonl, with_context, write_jsonl
 from ra_blip.retrieval.embed import Encoder, embed_questions
 from ra_blip.retrieval.index import KnowledgeIndex
 
@@ -30,11 +30,6 @@ class Found:
     def candidates(self) -> list[Hit]:
         """The hits of the last hop: those that answer the question as it now stands."""
         return [hit for hit in self.hits if hit.stage == "hop"] or self.hits
-
-
-def with_context(question: Question, item: Item) -> Question:
-    """The question with the item's words behind it and without its picture, for which those words now stand."""
-    return dataclasses.replace(question, text=f"{question.text} {item.full_text}", image=None)
 
 
 def expanded(question: Question, hits: Iterable[Hit]) -> Question:

@@ -95,7 +95,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 def trained_state(model: nn.Module, own: bool = False) -> dict[str, Tensor]:
     """Trained parameters, and the buffers of parts that train, by name; ``own`` gives the tensors themselves."""
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trained: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for prefix, module in model.named_modules():
         if any(p.requires_grad for p in module.parameters(recurse=False)):
             trained.update({f"{prefix}.{k}": b for k, b in module.named_buffers(recurse=False)})

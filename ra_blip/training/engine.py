@@ -38,12 +38,14 @@ class Source(Protocol):
 class TrainableStage(Protocol):
     """What the loop needs of a stage."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """Holds every parameter."""
 
     def collate(self, samples: Sequence[Any], rng: np.random.Generator, step: int) -> dict[str, Any]:
         """Samples to a batch."""
 
-    def __call__(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Batch to (losses, report)."""
 
 
@@ -121,10 +123,10 @@ def _update(
     bf16 = run.train.precision == "bf16"
     device = trained[0].device.type
     with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        terms, report = stage(batch)
+        terms, report = stage.forward(batch)
         loss = torch.stack([value.float() for key, value in terms.items() if key.endswith("_loss")]).sum()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     strategy.average_gradients(trained)
     norm = nn.utils.clip_grad_norm_(trained, run.train.clip or float("inf"))
     if not strategy.all_finite(loss + norm):
@@ -133,7 +135,7 @@ def _update(
             f"samples of this step (seed {run.seed})"
         )
     optimizer.step()
-    return {"loss": float(loss), **{key: float(value) for key, value in terms.items()}, **report}
+    return {"loss": float(loss.detach()), **{key: float(value.detach()) for key, value in terms.items()}, **report}
 
 
 def set_mode(model: nn.Module) -> None:

@@ -7,9 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """(B, D), (M, D) -> (B, M) inner products in float32, also under autocast: bf16 would blur them at small temperatures."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
+
+
 def itc_loss(picture_vectors: Tensor, text_vectors: Tensor, temperature: Tensor) -> Tensor:
     """Image-text contrastive loss, both directions (BLIP-2): row i of (B, D) belongs to row i of (B, D). log B at chance."""
-    logits = picture_vectors @ text_vectors.T / temperature
+    logits = similarity(picture_vectors, text_vectors) / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -50,7 +56,7 @@ def info_nce(question_vectors: Tensor, item_vectors: Tensor, gold: Tensor, tempe
     Returns:
         mean over questions of the mean over their golds.
     """
-    scores = question_vectors @ item_vectors.T / temperature  # (B, M)
+    scores = similarity(question_vectors, item_vectors) / temperature  # (B, M)
     others = scores.masked_fill(gold, float("-inf")).logsumexp(dim=-1, keepdim=True)  # (B, 1)
     per_gold = torch.logaddexp(scores, others) - scores
     return ((per_gold * gold).sum(-1) / gold.sum(-1)).mean()

@@ -76,7 +76,9 @@ def check_same(run: RunConfig, out: Path) -> None:
         return
     before, now = _flat(load_config(saved)), _flat(run)
     free = ("out", "checkpoint.every", "checkpoint.keep", "train.log_every", "data.features")
-    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key] and key not in free]
+    changed = [
+        f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key] and key not in free
+    ]
     if changed:
         raise ConfigError(f"{out} holds a run of other settings ({'; '.join(changed[:4])}): choose another out")
 

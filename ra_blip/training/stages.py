@@ -1,4 +1,4 @@
-"""The four stages. Each turns examples into a batch and a batch into (losses, report); nothing else knows their loss."""
+"""The four stages: examples to a batch, a batch to (losses, report). Nothing else knows their losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ra_blip.config import StageConfig
 from ra_blip.models.attention import gather_kv
-from ra_blip.models.rablip import RABlip
+from ra_blip.models.rablip import RABlip, guided_text
 from ra_blip.models.ranker import Ranker
 from ra_blip.models.reader import PromptBatch
 from ra_blip.records import Example, Item, Question
@@ -83,12 +83,13 @@ class Pretrain(Stage):
             terms["itm_loss"] = config.itm * self._matching(kv, text, mask, pictures @ texts.T)
         with torch.no_grad():
             hit = (pictures @ texts.T).argmax(-1) == torch.arange(len(text), device=device)
-        return terms, {"itc_accuracy": float(hit.float().mean()), "temperature": float(retriever.temperature)}
+        return terms, {"itc_accuracy": float(hit.float().mean()), "temperature": float(retriever.temperature.detach())}
 
     def _matching(self, kv: Any, text: Tensor, mask: Tensor, similarity: Tensor) -> Tensor:
         """Each pair, each picture with a hard wrong text, each text with a hard wrong picture: 3B pairs."""
         retriever = self.model.retriever
-        size = len(text)
+        size = min(self.config.itm_samples or len(text), len(text))
+        text, mask, similarity = text[:size], mask[:size], similarity[:size, :size]
         own = torch.arange(size, device=text.device)
         scaled = similarity / retriever.temperature
         wrong_text, wrong_picture = losses.hard_negatives(scaled), losses.hard_negatives(scaled.T)
@@ -140,8 +141,8 @@ class Retrieve(Stage):
         others = draw.masked_fill(gold, -1).topk(count, dim=-1).indices  # (B, m)
         chosen = torch.cat([first, others], dim=1)  # (B, 1 + m)
         items = [batch["items"][i] for i in chosen.flatten().tolist()]
-        anchors = [q for q in batch["questions"] for _ in range(chosen.shape[1])]
-        texts = [f"{q.text} {i.full_text}".strip() if i.image else i.full_text for q, i in zip(anchors, items, strict=True)]
+        anchors = [question for question in batch["questions"] for _ in range(chosen.shape[1])]
+        texts = [guided_text(question, item) for question, item in zip(anchors, items, strict=True)]
         vectors = self._encode(texts, [item.image for item in items]).unflatten(0, chosen.shape)  # (B, 1 + m, D)
         scores = torch.einsum("bd,bmd->bm", asked, vectors) / self.model.retriever.temperature
         target = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
@@ -151,10 +152,10 @@ class Retrieve(Stage):
     def _encode(self, texts: Sequence[str], images: Sequence[str | None]) -> Tensor:
         distinct = list(dict.fromkeys(image for image in images if image is not None))
         features = self.features(distinct) if distinct else None
-        return self.model.encode_records(texts, images, dict(zip(distinct, range(len(distinct)), strict=True)), features)
+        return self.model.encode_records(texts, images, {image: i for i, image in enumerate(distinct)}, features)
 
     def _report(self, hit: Tensor) -> Report:
-        return {"recall@1": float(hit.float().mean()), "temperature": float(self.model.retriever.temperature)}
+        return {"recall@1": float(hit.float().mean()), "temperature": float(self.model.retriever.temperature.detach())}
 
 
 class Rank(Stage):
@@ -210,7 +211,7 @@ class Answer(Stage):
             states = model.reader.generator.encode(embeds[rows, :end], mask)
             per_token = model.reader.generator.token_losses(states, mask, source[rows, :end], target)
             terms[f"{name}_loss"] = losses.generation_loss(per_token, target)
-            report[name] = float(terms[f"{name}_loss"])
+            report[name] = float(terms[f"{name}_loss"].detach())
         terms["askg_loss"] = terms["askg_loss"] * (config.warmup_askg if batch["warm"] else config.askg)
         if batch["warm"] and config.warmup_answer_word and len(batch["word_reads"]) and soft is not None:
             words = model.reader.generator.word_logits(soft[batch["word_reads"]].mean(1))

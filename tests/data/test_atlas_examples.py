@@ -143,7 +143,8 @@ def test_with_context_puts_the_found_text_after_the_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("categories", "negatives", "message"), [(["weather"], 2, "weather"), ([], 2, "categories"), (None, 500, "negatives")]
+    ("categories", "negatives", "message"),
+    [(["weather"], 2, "weather"), ([], 2, "categories"), (None, 500, "negatives")],
 )
 def test_impossible_samples_are_refused(
     world: World, categories: list[str] | None, negatives: int, message: str

@@ -6,6 +6,13 @@ text item a fact; the passages in pieces of a few sentences. The description of 
 only serves to ask for flags and their colours.
 
 Split by country: a quarter of the countries is asked about in testing only. All of them are in the knowledge base.
+
+Item ids are ``fr.flag``, ``fr.capital``, ``fr.climate-0``. Categories: ``text_fact`` and ``text_passage``;
+``captioned_flag`` (the colours of a flag that is named); ``described_flag`` (whose flag is this, in words) and
+``described_picture`` (the same for a flag without a caption, which has no answer: it is there to be found);
+``flag_name`` and ``flag_fact`` are asked with the flag. What the country of a flag is called stands in the caption
+only, so training has ``flag_name`` for the way from a flag to its caption, and ``second_hop``, the question with the
+caption in place of the picture, instead of ``flag_fact``. A flag that looks like another's is not described or shown.
 """
 
 from __future__ import annotations
@@ -19,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from ra_blip.data.images import open_image, resize
 from ra_blip.data.readers.reading import Reading, listing, picture, require
 from ra_blip.errors import DataError
+from ra_blip.images import open_image, resize
 from ra_blip.records import Item, Question, read_jsonl
 
 HELD_OUT = 0.25  # share of the countries that training never asks about
@@ -41,6 +48,11 @@ class Country:
     description: str
     facts: dict[str, str]
     passages: dict[str, str]
+
+    @property
+    def caption(self) -> str:
+        """The words under its flag."""
+        return f"the flag of {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +86,7 @@ FACTS: dict[str, Fact] = {
         "With which currency do you pay in the country with this flag?",
     ),
 }
+NAME = "Which country has this flag?"
 INDEPENDENCE = "When did {name} become independent?"
 DESCRIBED = "Which country's flag is this: {description}?"
 COLOURS = "What are the colours of the {way} bands of the flag of {name}, from {start}?"
@@ -91,11 +104,6 @@ def read(root: str | Path, seed: int = 0) -> Reading:
         root: the folder.
         seed: draws the held-out countries and the flags without a caption.
 
-    Returns:
-        Items ``flag-ID``, ``FACT-ID`` and ``KEY-ID-N`` (passages), and questions with ``category``: ``text_fact``,
-        ``text_passage``, ``flag_fact`` (asked with the flag), ``described_flag`` and ``captioned_flag`` (colours).
-        A flag that looks like another's is not asked with, nor for by its description.
-
     Raises:
         DataError: the file is missing or malformed, with its line, or a picture does not exist or open.
     """
@@ -108,8 +116,10 @@ def read(root: str | Path, seed: int = 0) -> Reading:
     for number, country in enumerate(countries):
         captioned = number not in bare
         reading.items.extend(country_items(country, captioned))
-        split = reading.questions if number in tested else reading.train_questions
-        split.extend(country_questions(country, captioned, distinct=country.id not in alike))
+        split, train = (reading.questions, False) if number in tested else (reading.train_questions, True)
+        split.extend(text_questions(country, captioned))
+        if country.id not in alike:
+            split.extend(flag_questions(country, captioned, train))
     return reading
 
 
@@ -140,43 +150,67 @@ def read_countries(root: Path) -> list[Country]:
 
 def country_items(country: Country, captioned: bool) -> list[Item]:
     """The flag, the facts and the pieces of the passages of one country."""
-    caption = f"the flag of {country.name}" if captioned else None
-    items = [Item(f"flag-{country.id}", text=caption, image=country.image)]
+    items = [Item(f"{country.id}.flag", text=country.caption if captioned else None, image=country.image)]
     for key, value in country.facts.items():
         text = FACTS[key].sentence.format(name=country.name, value=value)
-        items.append(Item(f"{key}-{country.id}", text, title=country.name))
+        items.append(Item(f"{country.id}.{key}", text))
     for key, passage in country.passages.items():
         for number, piece in enumerate(pieces(passage)):
-            text = f"{key.replace('_', ' ')}: {piece}"
-            items.append(Item(f"passage-{country.id}-{key}-{number}", text, title=country.name))
+            text = f"{country.name}, {key.replace('_', ' ')}: {piece}"
+            items.append(Item(f"{country.id}.{key}-{number}", text))
     return items
 
 
-def country_questions(country: Country, captioned: bool, distinct: bool) -> list[Question]:
-    """Every question about one country; with its picture only where the flag is ``distinct``."""
-    name, flag = country.name, f"flag-{country.id}"
-    asked = []
-    for key, value in country.facts.items():
-        gold, fact = (f"{key}-{country.id}",), FACTS[key]
-        by_name = Question(f"{key}-by-name-{country.id}", fact.by_name.format(name=name), None, (value,), gold)
-        asked.append(dataclasses.replace(by_name, category="text_fact"))
-        if distinct and captioned:  # the way from the flag to the fact leads over the name in its caption
-            by_flag = Question(f"{key}-by-flag-{country.id}", fact.by_flag, country.image, (value,), gold)
-            asked.append(dataclasses.replace(by_flag, category="flag_fact"))
+def text_questions(country: Country, captioned: bool) -> list[Question]:
+    """The questions that name the country: its facts, its independence, and the colours of a captioned flag."""
+    name = country.name
+    asked = [
+        _question(country, f"text-{key}", FACTS[key].by_name.format(name=name), value, key, "text_fact")
+        for key, value in country.facts.items()
+    ]
     date = _INDEPENDENT.match(country.passages.get("independence", ""))
     if date:
-        text, gold = INDEPENDENCE.format(name=name), (f"passage-{country.id}-independence-0",)
-        asked.append(Question(f"independence-{country.id}", text, None, (date[1],), gold, category="text_passage"))
-    if distinct and country.description:
-        text = DESCRIBED.format(description=country.description)
-        asked.append(Question(f"described-{country.id}", text, None, (name,), (flag,), category="described_flag"))
+        text = INDEPENDENCE.format(name=name)
+        asked.append(_question(country, "text-independence", text, date[1], "independence-0", "text_passage"))
     bands = band_colours(country.description)
     if bands and captioned:
-        way, colours = bands
-        start = {"horizontal": "the top", "vertical": "the left"}[way]
-        text, answer = COLOURS.format(way=way, name=name, start=start), listing(colours)
-        asked.append(Question(f"colours-{country.id}", text, None, (answer,), (flag,), category="captioned_flag"))
+        start = {"horizontal": "the top", "vertical": "the left"}[bands[0]]
+        text = COLOURS.format(way=bands[0], name=name, start=start)
+        asked.append(_question(country, "colours", text, listing(bands[1]), "flag", "captioned_flag"))
     return asked
+
+
+def flag_questions(country: Country, captioned: bool, train: bool) -> list[Question]:
+    """The questions that describe or show the flag; of a flag without a caption, its description only."""
+    asked = []
+    if country.description:
+        category = "described_flag" if captioned else "described_picture"
+        text = DESCRIBED.format(description=country.description)
+        asked.append(_question(country, "described", text, country.name if captioned else "", "flag", category))
+    if not captioned:
+        return asked
+    asked.append(_question(country, "name", NAME, country.name, "flag", "flag_name", shown=True))
+    for key, value in country.facts.items():
+        text = FACTS[key].by_flag
+        if train:
+            text = f"{text} {country.caption}"
+            asked.append(_question(country, f"second-{key}", text, value, key, "second_hop"))
+        else:
+            asked.append(_question(country, f"flag-{key}", text, value, key, "flag_fact", shown=True))
+    return asked
+
+
+def _question(
+    country: Country, kind: str, text: str, answer: str, gold: str, category: str, shown: bool = False
+) -> Question:
+    return Question(
+        id=f"{country.id}.{kind}",
+        text=text,
+        image=country.image if shown else None,
+        answers=(answer,) if answer else (),
+        gold=(f"{country.id}.{gold}",),
+        category=category,
+    )
 
 
 def band_colours(description: str) -> tuple[str, list[str]] | None:

@@ -1,11 +1,16 @@
 """The Grocery Store photographs (Klasson et al., WACV 2019) with product facts, as a knowledge base and its questions.
 
 Knowledge: every training photograph, captioned with its product; one text item that names each product; the product's
-facts, one text item a fact or all in one (``facts="product"``). Item ids are ``KIND-PRODUCT`` or ``photo-PRODUCT-N``.
+facts, one text item a fact or all in one (``facts="product"``). Item ids are ``PRODUCT.KIND``, as in ``lime.origin``.
 
 Splits: the validation photographs are asked about and are never knowledge; training questions are asked about the
 training photographs. Questions without a picture, and comparisons, are split by product: a quarter of the products is
 kept for testing. (Their training photographs are asked about in training: all products are known by sight.)
+
+Categories: ``picture_product`` (which product is this); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the keys
+of :data:`FACTS`. Two more are for training only, as a question with a picture may be answered in two searches:
+``first_hop`` leads from a photograph to all others of the same product (draw one; it has no answer), and
+``second_hop`` is the question with the words that the first search found in place of the picture.
 """
 
 from __future__ import annotations
@@ -81,18 +86,37 @@ _GRAMS = {"kg": 1000.0, "g": 1.0}
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """One product: its name, kind (``apple``), group (``fruit``), and the facts known of it by the keys of ``FACTS``."""
+    """One product: its class, name, kind (``apple``), group (``fruit``), and its facts by the keys of ``FACTS``."""
 
-    id: int
+    number: int
     name: str
     kind: str
     group: str
     facts: dict[str, str]
 
+    @property
+    def id(self) -> str:
+        """The name as it stands before the dot in the ids of everything about this product."""
+        return "-".join(re.findall(r"\w+", self.name.lower()))
+
+    @property
+    def caption(self) -> str:
+        """The words under every photograph of it."""
+        return f"a photo of {self.name}"
+
+    @property
+    def introduction(self) -> str:
+        """The text of the item that names it."""
+        return f"{self.name} is a kind of {self.kind}, {self.group}."
+
+    def sentence(self, key: str) -> str:
+        """One of its facts as knowledge."""
+        return FACTS[key].sentence.format(name=self.name, value=self.facts[key])
+
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """One photograph: its id (``photo-28-3`` in training, ``val-28-3`` else), path and product."""
+    """One photograph: its id (``lime.photo-3`` in training, ``lime.val-3`` else), path and product."""
 
     id: str
     path: str
@@ -107,27 +131,26 @@ def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0) -> Reading
         facts: one text item a ``fact``, or one a ``product`` that tells all.
         seed: draws the held-out products and the compared pairs.
 
-    Returns:
-        Items and questions. ``category`` is ``picture_product`` (which product is this), ``picture_KEY`` and
-        ``text_KEY`` for the keys of :data:`FACTS`, or ``compare_KEY``.
-
     Raises:
         DataError: a file is missing or malformed, with its line, or a listed photograph does not exist.
     """
     root = Path(root)
     products = read_products(root)
-    train = read_photos(root, "train", products)
-    val = read_photos(root, "val", products)
+    train, val = read_photos(root, "train", products), read_photos(root, "val", products)
     tested = held_out(products, seed)
     kept = [product for product in products.values() if product.id not in tested]
-    items = [Item(photo.id, text=f"a photo of {photo.product.name}", image=photo.path) for photo in train]
+    photos = [Item(photo.id, text=photo.product.caption, image=photo.path) for photo in train]
+    texts = [item for product in products.values() for item in product_items(product, facts)]
+    asked = [product for product in products.values() if product.id in tested]
     return Reading(
-        items=items + [item for product in products.values() for item in product_items(product, facts)],
-        questions=[
-            *picture_questions(val, facts),
-            *text_questions([product for product in products.values() if product.id in tested], facts, "test", seed),
+        items=photos + texts,
+        questions=[*picture_questions(val, facts), *text_questions(asked, facts, "test", seed)],
+        train_questions=[
+            *picture_questions(train, facts),
+            *first_hops(train),
+            *second_hops(kept, facts),
+            *text_questions(kept, facts, "train", seed),
         ],
-        train_questions=[*picture_questions(train, facts), *text_questions(kept, facts, "train", seed)],
     )
 
 
@@ -139,14 +162,6 @@ def write(root: str | Path, out: str | Path, facts: FactLayout = "fact", seed: i
         OutputError: ``out`` cannot be written.
     """
     return read(root, facts, seed).write(out)
-
-
-def product_of(item_id: str) -> int:
-    """The product that an item (or a photograph) of this reader is about, from its id. Raises :class:`DataError`."""
-    parts = item_id.split("-")
-    if len(parts) < 2 or not parts[1].isdecimal():
-        raise DataError(f"item id {item_id!r}: not an id of the grocery reader (KIND-PRODUCT)")
-    return int(parts[1])
 
 
 def read_products(root: Path) -> dict[int, Product]:
@@ -161,11 +176,15 @@ def read_products(root: Path) -> dict[int, Product]:
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
         known[require(entry, "id", int, where)] = entry, where
-    products = {}
-    for id_, where in read_classes(root).items():
-        if id_ not in known:
-            raise DataError(f"{where}: class {id_} has no entry in {path}")
-        products[id_] = _product(id_, *known[id_])
+    products: dict[int, Product] = {}
+    names: set[str] = set()
+    for number, where in read_classes(root).items():
+        if number not in known:
+            raise DataError(f"{where}: class {number} has no entry in {path}")
+        products[number] = product = _product(number, *known[number])
+        if not product.id or product.id in names:
+            raise DataError(f"{known[number][1]}: the name {product.name!r} is empty or another product's, too")
+        names.add(product.id)
     return products
 
 
@@ -191,7 +210,7 @@ def read_classes(root: Path) -> dict[int, str]:
 def read_photos(root: Path, split: Literal["train", "val"], products: dict[int, Product]) -> list[Photo]:
     """The photographs that ``train.txt`` or ``val.txt`` lists. Raises :class:`DataError` with file and line."""
     path = root / f"{split}.txt"
-    prefix = {"train": "photo", "val": "val"}[split]
+    kind = {"train": "photo", "val": "val"}[split]
     counts: Counter[int] = Counter()
     seen: dict[str, int] = {}
     photos = []
@@ -210,15 +229,16 @@ def read_photos(root: Path, split: Literal["train", "val"], products: dict[int, 
         if seen.setdefault(parts[0], number) != number:
             raise DataError(f"{where}: photograph was already listed in line {seen[parts[0]]}")
         counts[id_] += 1
-        photos.append(Photo(f"{prefix}-{id_}-{counts[id_]}", picture(root, parts[0], where), products[id_]))
+        name = f"{products[id_].id}.{kind}-{counts[id_]}"
+        photos.append(Photo(name, picture(root, parts[0], where), products[id_]))
     if not photos:
         raise DataError(f"{path}: lists no photograph")
     return photos
 
 
-def held_out(products: dict[int, Product], seed: int) -> set[int]:
+def held_out(products: dict[int, Product], seed: int) -> set[str]:
     """Ids of the products that only test questions name: :data:`HELD_OUT` of every group, at least one."""
-    chosen: set[int] = set()
+    chosen: set[str] = set()
     for group in sorted({product.group for product in products.values()}):
         ids = sorted(product.id for product in products.values() if product.group == group)
         chosen.update(random.Random(f"{seed}/{group}").sample(ids, max(1, round(HELD_OUT * len(ids)))))
@@ -227,12 +247,11 @@ def held_out(products: dict[int, Product], seed: int) -> set[int]:
 
 def product_items(product: Product, facts: FactLayout) -> list[Item]:
     """The text items about one product."""
-    name = f"{product.name} is a kind of {product.kind}, {product.group}."
-    sentences = {key: FACTS[key].sentence.format(name=product.name, value=value) for key, value in product.facts.items()}
     if facts == "product":
-        return [Item(f"product-{product.id}", " ".join([name, *sentences.values()]), title=product.name)]
-    named = Item(f"product-{product.id}", name, title=product.name)
-    return [named, *(Item(f"{key}-{product.id}", sentence) for key, sentence in sentences.items())]
+        sentences = [product.introduction, *(product.sentence(key) for key in product.facts)]
+        return [Item(f"{product.id}.product", " ".join(sentences))]
+    named = Item(f"{product.id}.product", product.introduction)
+    return [named, *(Item(_gold(product, key, facts), product.sentence(key)) for key in product.facts)]
 
 
 def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
@@ -243,8 +262,38 @@ def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
         for key, value in {"product": product.name, **product.facts}.items():
             forms = RECOGNITION if key == "product" else FACTS[key].by_picture
             text, gold = forms[number % len(forms)], (_gold(product, key, facts),)
-            id_ = f"{key}-of-{photo.id}"
-            questions.append(Question(id_, text, photo.path, (value,), gold, category=f"picture_{key}"))
+            name = f"{photo.id}.{key}"
+            questions.append(Question(name, text, photo.path, (value,), gold, category=f"picture_{key}"))
+    return questions
+
+
+def first_hops(photos: list[Photo]) -> list[Question]:
+    """Each photograph with one of the questions asked about it, leading to the other photographs of its product."""
+    alike: dict[str, list[str]] = {}
+    for photo in photos:
+        alike.setdefault(photo.product.id, []).append(photo.id)
+    questions = []
+    for number, photo in enumerate(photos):
+        forms = RECOGNITION + tuple(form for key in photo.product.facts for form in FACTS[key].by_picture)
+        gold = tuple(name for name in alike[photo.product.id] if name != photo.id)
+        if gold:
+            text = forms[number % len(forms)]
+            questions.append(Question(f"{photo.id}.first", text, photo.path, gold=gold, category="first_hop"))
+    return questions
+
+
+def second_hops(products: list[Product], facts: FactLayout) -> list[Question]:
+    """The questions about a picture, each with the words of an item that may have been found for it."""
+    questions = []
+    for product in products:
+        for key, value in product.facts.items():
+            gold = (_gold(product, key, facts),)
+            right = {f"{product.id}.product", *gold}
+            texts = [item.full_text for item in product_items(product, facts) if item.id in right]
+            found = [product.caption, *texts]
+            for number, (form, words) in enumerate(itertools.product(FACTS[key].by_picture, found)):
+                name = f"{product.id}.second-{key}-{number}"
+                questions.append(Question(name, f"{form} {words}", None, (value,), gold, category="second_hop"))
     return questions
 
 
@@ -255,16 +304,17 @@ def text_questions(products: list[Product], facts: FactLayout, split: str, seed:
         for key, value in product.facts.items():
             gold = (_gold(product, key, facts),)
             for number, form in enumerate(FACTS[key].by_name):
-                text = form.format(name=product.name)
-                id_ = f"{key}-of-{product.id}-{number}"
-                questions.append(Question(id_, text, None, (value,), gold, category=f"text_{key}"))
+                text, name = form.format(name=product.name), f"{product.id}.text-{key}-{number}"
+                questions.append(Question(name, text, None, (value,), gold, category=f"text_{key}"))
     for key, fact in FACTS.items():
         if fact.comparison:
             questions += _comparisons(products, key, facts, COMPARISONS[split], random.Random(f"{seed}/{split}/{key}"))
     return questions
 
 
-def _comparisons(products: list[Product], key: str, facts: FactLayout, most: int, draw: random.Random) -> list[Question]:
+def _comparisons(
+    products: list[Product], key: str, facts: FactLayout, most: int, draw: random.Random
+) -> list[Question]:
     """Pairs whose values differ by a tenth or more; the larger is named first in every other one."""
     pairs: list[Pair] = []
     known = [product for product in products if key in product.facts]
@@ -277,16 +327,16 @@ def _comparisons(products: list[Product], key: str, facts: FactLayout, most: int
         first, second = (large, small) if number % 2 else (small, large)
         text = FACTS[key].comparison.format(first=first.name, second=second.name)
         gold = (_gold(first, key, facts), _gold(second, key, facts))
-        id_ = f"compare-{key}-{first.id}-{second.id}"
-        questions.append(Question(id_, text, None, (large.name,), gold, category=f"compare_{key}"))
+        name = f"{first.id}.{key}-or-{second.id}"
+        questions.append(Question(name, text, None, (large.name,), gold, category=f"compare_{key}"))
     return questions
 
 
 def _gold(product: Product, key: str, facts: FactLayout) -> str:
-    return f"product-{product.id}" if facts == "product" else f"{key}-{product.id}"
+    return f"{product.id}.{'product' if facts == 'product' else key}"
 
 
-def _product(id_: int, entry: dict[str, Any], where: str) -> Product:
+def _product(number: int, entry: dict[str, Any], where: str) -> Product:
     raw = require(entry, "facts", dict, where)
     found = {key: require(raw, name, str, where) for key, name in _PLAIN.items() if name in raw}
     for key in ("volume", "weight"):
@@ -301,7 +351,8 @@ def _product(id_: int, entry: dict[str, Any], where: str) -> Product:
             found[key] = f"{values[0]:g} g"
     name, kind = (require(entry, key, str, where) for key in ("name", "coarse"))
     group = require(entry, "group", str, where)
-    return Product(id_, name, kind.lower(), GROUPS.get(group, group.lower()), {k: found[k] for k in FACTS if k in found})
+    facts = {key: found[key] for key in FACTS if key in found}
+    return Product(number, name, kind.lower(), GROUPS.get(group, group.lower()), facts)
 
 
 def _amount(text: str, where: str) -> str:

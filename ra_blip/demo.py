@@ -1,0 +1,288 @@
+"""From nothing to a report: a generated world, five training stages, an index, an evaluation, a page.
+
+Every step leaves files behind and is passed over when they are there, so a demo that was killed goes on where it was.
+Stages that do not need each other run side by side, one thread each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+import ra_blip
+from ra_blip.config import load_config
+from ra_blip.errors import ConfigError, RABlipError
+from ra_blip.records import Question, Trace, read_traces, write_jsonl, write_text
+
+if TYPE_CHECKING:
+    from ra_blip.generation.pipeline import Pipeline
+
+RECIPES = Path(ra_blip.__file__).parents[1] / "projects" / "demo"
+ENTITIES = 400
+QUESTIONS_PER_CATEGORY = 100
+QUICK = 8  # --quick divides the steps of every stage by this: shows that all parts run, reaches no figures
+
+
+class StageFailed(RABlipError):
+    """A training stage of the demo ended with an error; the message holds its last line."""
+
+
+@dataclasses.dataclass
+class Job:
+    """One training stage in a process of its own.
+
+    Attributes:
+        name: recipe name and folder under ``OUT/stages``.
+        overrides: ``a.b=c`` beside those that all stages share.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+def run(out: Path, seed: int = 0, quick: bool = False) -> Path:
+    """Run the whole demo into ``out``.
+
+    Args:
+        out: folder for everything, see ``docs/cli.md``; one that a killed demo left is continued.
+        seed: of the world, the training and the draws of the evaluation.
+        quick: an eighth of the training steps.
+
+    Returns:
+        the report's path.
+
+    Raises:
+        ConfigError: the recipes are not there (the package runs outside a clone).
+        StageFailed: a stage ended with an error.
+        OutputError: ``out`` cannot be written or is in use.
+    """
+    if not RECIPES.is_dir():
+        raise ConfigError(f"{RECIPES}: the demo's recipes are not there; run the demo from a clone of the repository")
+    from ra_blip.training.run import locked
+
+    with locked(out):
+        started = time.monotonic()
+        _world(out, seed)
+        _train(out, seed, quick)
+        metrics = _evaluate(out, seed)
+        edit = _edit(out, seed)
+        report = _report(out, edit)
+        _say_results(metrics, edit, time.monotonic() - started)
+        return report
+
+
+# ------------------------------------------------------------------ world and training
+
+
+def _world(out: Path, seed: int) -> None:
+    from ra_blip.data.atlas import World
+
+    if (out / "questions.jsonl").exists():
+        return
+    print("Drawing the world ...", flush=True)
+    world = World.generate(ENTITIES, seed)
+    world.write(out / "world", QUESTIONS_PER_CATEGORY)
+    write_jsonl(out / "items.jsonl", world.items(out / "world"))
+    write_jsonl(out / "questions.jsonl", world.questions("test", out / "world", QUESTIONS_PER_CATEGORY))
+
+
+def _train(out: Path, seed: int, quick: bool) -> None:
+    """Five stages, two at a time; each starts from the folder that the stages before it were assembled into."""
+    from ra_blip.models.folder import assemble
+
+    stages = out / "stages"
+    model = {name: stages / name / "model" for name in ("pretrain", "answer_text", "retrieve", "answer", "rank")}
+    shared = (f"seed={seed}", f"data.entities={ENTITIES}", f"data.root={out / 'world'}")
+    runner = _Runner(stages, shared, quick)
+    if _whole(out / "model"):
+        return
+    runner.run([Job("pretrain"), Job("answer_text")])
+    if not _whole(stages / "start"):
+        assemble(_parts(model["pretrain"], model["answer_text"]), stages / "start")
+    start = f"init={stages / 'start'}"
+    runner.run([Job("retrieve", (start,)), Job("answer", (start,))])
+    if not _whole(stages / "trained"):
+        assemble(_parts(model["retrieve"], model["answer"]), stages / "trained")
+    runner.run([Job("rank", (f"init={stages / 'trained'}",))])
+    assemble(_parts(model["rank"], model["rank"]), out / "model")
+
+
+def _parts(eye: Path, mouth: Path) -> dict[str, Path]:
+    return {"vision": eye, "retriever": eye, "reader": mouth, "ranker": mouth}
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
+class _Runner:
+    """Runs jobs side by side and shows one progress bar each, read from their logs."""
+
+    def __init__(self, folder: Path, shared: tuple[str, ...], quick: bool) -> None:
+        self.folder, self.shared, self.quick = folder, shared, quick
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Start all jobs that are not done and wait for them. Raises :class:`StageFailed`, having stopped the others."""
+        todo = [job for job in jobs if not _whole(self.folder / job.name / "model")]
+        steps = {job.name: self._steps(job) for job in todo}
+        processes = {job.name: self._start(job, steps[job.name]) for job in todo}
+        bars = {
+            name: tqdm(total=steps[name], desc=f"{name:12}", position=i, dynamic_ncols=True, mininterval=0.5)
+            for i, name in enumerate(processes)
+        }
+        try:
+            while any(process.poll() is None for process in processes.values()):
+                time.sleep(0.5)
+                for name in processes:
+                    self._show(name, bars[name])
+                self._check(processes)
+            self._check(processes)
+        finally:
+            for name, process in processes.items():
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                self._show(name, bars[name])
+                bars[name].close()
+
+    def _steps(self, job: Job) -> int:
+        steps = load_config(RECIPES / f"{job.name}.yaml").train.steps
+        return max(steps // QUICK, 10) if self.quick else steps
+
+    def _start(self, job: Job, steps: int) -> subprocess.Popen[bytes]:
+        place = self.folder / job.name
+        place.mkdir(parents=True, exist_ok=True)
+        given = [f"out={place}", *self.shared, *job.overrides, *([f"train.steps={steps}"] if self.quick else [])]
+        command = [sys.executable, "-m", "ra_blip", "train", str(RECIPES / f"{job.name}.yaml"), *given]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with (place / "console.txt").open("ab") as console:
+            return subprocess.Popen(
+                command, stdout=console, stderr=console, env=environment, preexec_fn=_die_with_parent
+            )
+
+    def _show(self, name: str, bar: tqdm[Any]) -> None:
+        log = self.folder / name / "log.jsonl"
+        if not log.exists():
+            return
+        lines = log.read_text(encoding="utf-8").splitlines()
+        try:
+            last = json.loads(lines[-1])
+        except (IndexError, json.JSONDecodeError):
+            return
+        if bar.n == 0 and last["step"] > 1:  # a stage that goes on: its earlier steps say nothing about the rate
+            bar.initial = last["step"]
+        bar.set_postfix({k: f"{v:.3g}" for k, v in last.items() if k.endswith("loss")}, refresh=False)
+        bar.update(last["step"] - bar.n)
+
+    def _check(self, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+        for name, process in processes.items():
+            if process.poll():
+                console = self.folder / name / "console.txt"
+                lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                raise StageFailed(
+                    f"stage {name} ended with code {process.returncode}: {lines[-1] if lines else ''} ({console})"
+                )
+
+
+def _die_with_parent() -> None:
+    """In a child, on Linux: end when the demo ends, however that is killed, so that a new demo finds no old stage running."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# ------------------------------------------------------------------ index, evaluation, report
+
+
+def _pipeline(out: Path) -> Pipeline:
+    from ra_blip.generation.pipeline import Pipeline
+    from ra_blip.models.rablip import RABlip
+    from ra_blip.retrieval.index import KnowledgeIndex
+
+    return Pipeline(RABlip.from_pretrained(out / "model"), KnowledgeIndex.load(out / "index"))
+
+
+def _evaluate(out: Path, seed: int) -> dict[str, Any]:
+    from ra_blip.evaluation.evaluate import evaluate
+    from ra_blip.models.rablip import RABlip
+    from ra_blip.records import read_items, read_questions
+    from ra_blip.retrieval.index import KnowledgeIndex
+    from ra_blip.training.engine import set_threads
+
+    set_threads(1)  # small matrices: a second thread costs more than it gives, and one thread gives the same bits
+    if not (out / "metrics.json").exists():
+        model = RABlip.from_pretrained(out / "model")
+        if not (out / "index" / "manifest.json").exists():
+            KnowledgeIndex.build(read_items(out / "items.jsonl"), model).save(out / "index")
+        index = KnowledgeIndex.load(out / "index")
+        evaluate(model, index, read_questions(out / "questions.jsonl"), out, seed=seed)
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def _edit(out: Path, seed: int) -> dict[str, Any]:
+    """One landmark that nobody knew: asked before, after its items were added, and after they were removed."""
+    from ra_blip.data.atlas import World
+
+    path = out / "edit.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    newcomer = World.generate(ENTITIES, seed).newcomer(out / "newcomer")
+    write_jsonl(out / "newcomer" / "items.jsonl", newcomer.items)
+    write_jsonl(out / "newcomer" / "questions.jsonl", newcomer.questions)
+    pipeline = _pipeline(out)
+    assert pipeline.index is not None
+    steps = _asked("asked before", newcomer.questions, pipeline)
+    pipeline.index.add(newcomer.items, pipeline.model)
+    steps += _asked("item added, asked again", newcomer.questions, pipeline)
+    pipeline.index.remove([item.id for item in newcomer.items])
+    steps += _asked("removed, asked again", newcomer.questions, pipeline)
+    edit = {"landmark": newcomer.entity.name, "image": newcomer.items[0].image, "steps": steps}
+    write_text(path, json.dumps(edit, indent=2))
+    return edit
+
+
+def _asked(action: str, questions: Sequence[Question], pipeline: Pipeline) -> list[dict[str, Any]]:
+    traces: list[Trace] = pipeline(list(questions))
+    return [
+        {
+            "action": action,
+            "question": trace.question.text,
+            "answer": trace.answer,
+            "expected": trace.question.answers[0],
+            "items": trace.judged,
+        }
+        for trace in traces
+    ]
+
+
+def _report(out: Path, edit: dict[str, Any]) -> Path:
+    from ra_blip.report.page import write_report
+
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    names = ("pretrain", "answer_text", "retrieve", "answer", "rank")
+    logs = {name: out / "stages" / name / "log.jsonl" for name in names}
+    return write_report(read_traces(out / "traces.jsonl"), out / "report.html", metrics, logs, edit)
+
+
+def _say_results(metrics: dict[str, Any], edit: dict[str, Any], seconds: float) -> None:
+    answer, found = metrics["answer"], metrics["retrieval"]
+    print(f"\nAbout entities never seen in training, {metrics['counts']['answer']['with_retrieval']} questions:")
+    for name, value in answer.items():
+        print(f"  answers right, {name.replace('_', ' '):18} {value:.3f}")
+    print(f"  recall@5 {found['recall@5']:.3f}, ASKG names the right one of four {metrics['askg']['accuracy']:.3f}")
+    print(f"{edit['landmark']}, a landmark added without training:")
+    for step in edit["steps"]:
+        print(f"  {step['action']:24} {step['question']}  ->  {step['answer']}  (right: {step['expected']})")
+    print(f"{seconds:.0f} s")
