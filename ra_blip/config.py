@@ -24,6 +24,7 @@ class VisionConfig:
     mean: list[float] = dataclasses.field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])  # CLIP's
     std: list[float] = dataclasses.field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     layer: int = -1  # hidden state read out: -1 is the last; -2 suits CLIP
+    concepts: int = 0  # outputs of a caption-words head for a tower trained from nothing, see models/from_scratch.py
 
 
 @dataclasses.dataclass
@@ -107,6 +108,7 @@ class StageConfig:
 
     name: Literal["pretrain", "retrieve", "rank", "answer"] = "answer"
     # pretrain
+    concepts: float = 0.0  # caption words read off the patches; needs model.vision.concepts
     itc: float = 1.0
     itm: float = 1.0
     itg: float = 1.0
@@ -117,14 +119,15 @@ class StageConfig:
     hard_negatives: int = 2  # listed or mined negatives encoded per question
     # answer
     qformer_from_retriever: bool = False  # start the generator's Q-Former from the retriever's
+    qa: float = 1.0
     askg: float = 0.1
+    answer_word: float = 0.0  # the answer's first word read off the projected query tokens of a single gold picture
     negatives_min: int = 1
     negatives_max: int = 4
     retrieved: float = 0.3  # probability that the QA prompt holds distractors too
-    warmup_steps: int = 0  # steps with the weights below, for a generator trained from nothing
+    warmup_steps: int = 0  # steps with the two settings below, for a generator trained from nothing
     warmup_askg: float = 1.0
     warmup_retrieved: float = 0.0
-    warmup_answer_word: float = 0.0  # the answer's words read off the projected query tokens
     # rank
     candidates: int = 20  # retrieved items per question that the ranker learns from
 

@@ -1,4 +1,4 @@
-"""From nothing to a report: a generated world, five training stages, an index, an evaluation, a page.
+"""From nothing to a report: a generated world, seven training stages, an index, an evaluation, a page.
 
 Every step leaves files behind and is passed over when they are there, so a demo that was killed goes on where it was.
 Stages that do not need each other run side by side, one thread each.
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 RECIPES = Path(ra_blip.__file__).parents[1] / "projects" / "demo"
 ENTITIES = 400
 QUESTIONS_PER_CATEGORY = 100
+STAGES = ("see", "pretrain", "answer_text", "retrieve", "read", "answer", "rank")
+# Small matrices: a second thread costs more than it gives. Freed memory is kept, since the next step wants it again.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "10000000000",
+}
 QUICK = 8  # --quick divides the steps of every stage by this: shows that all parts run, reaches no figures
 
 
@@ -38,17 +47,17 @@ class StageFailed(RABlipError):
     """A training stage of the demo ended with an error; the message holds its last line."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """One training stage in a process of its own.
+    """One training stage.
 
     Attributes:
-        name: recipe name and folder under ``OUT/stages``.
-        overrides: ``a.b=c`` beside those that all stages share.
+        name: of its recipe, and of its folder under ``OUT/stages``.
+        init: model folder that it starts from, under ``OUT/stages``.
     """
 
     name: str
-    overrides: tuple[str, ...] = ()
+    init: str
 
 
 def run(out: Path, seed: int = 0, quick: bool = False) -> Path:
@@ -98,101 +107,137 @@ def _world(out: Path, seed: int) -> None:
 
 
 def _train(out: Path, seed: int, quick: bool) -> None:
-    """Five stages, two at a time; each starts from the folder that the stages before it were assembled into."""
-    from ra_blip.models.folder import assemble
-
-    stages = out / "stages"
-    model = {name: stages / name / "model" for name in ("pretrain", "answer_text", "retrieve", "answer", "rank")}
-    shared = (f"seed={seed}", f"data.entities={ENTITIES}", f"data.root={out / 'world'}")
-    runner = _Runner(stages, shared, quick)
+    """The stages in two chains side by side; what a chain starts from is assembled from the stages before it."""
     if _whole(out / "model"):
         return
-    runner.run([Job("pretrain"), Job("answer_text")])
-    if not _whole(stages / "start"):
-        assemble(_parts(model["pretrain"], model["answer_text"]), stages / "start")
-    start = f"init={stages / 'start'}"
-    runner.run([Job("retrieve", (start,)), Job("answer", (start,))])
-    if not _whole(stages / "trained"):
-        assemble(_parts(model["retrieve"], model["answer"]), stages / "trained")
-    runner.run([Job("rank", (f"init={stages / 'trained'}",))])
-    assemble(_parts(model["rank"], model["rank"]), out / "model")
+    stages = out / "stages"
+    shared = (
+        f"seed={seed}",
+        f"data.entities={ENTITIES}",
+        f"data.root={out / 'world'}",
+        f"data.features={stages / 'features'}",
+    )
+    runner = _Runner(stages, shared, quick)
+    _blank(stages / "blank", shared)
+    runner.run([[Job("see", "blank"), Job("pretrain", "see/model")], [Job("answer_text", "blank")]])
+    _join(stages / "pretrain/model", stages / "answer_text/model", stages / "start")
+    runner.run([[Job("retrieve", "start")], [Job("read", "start"), Job("answer", "read/model")]])
+    _join(stages / "retrieve/model", stages / "answer/model", stages / "trained")
+    runner.run([[Job("rank", "trained")]])
+    _join(stages / "rank/model", stages / "rank/model", out / "model")
 
 
-def _parts(eye: Path, mouth: Path) -> dict[str, Path]:
-    return {"vision": eye, "retriever": eye, "reader": mouth, "ranker": mouth}
+def _blank(folder: Path, shared: Sequence[str]) -> None:
+    """The model of the first recipe with random weights: every stage starts from it, so all agree on sizes and words."""
+    from ra_blip.data.sources import SOURCES
+    from ra_blip.training.run import build_model
+
+    if not _whole(folder):
+        run = load_config(RECIPES / "see.yaml", shared)
+        source = SOURCES[run.data.name](run.data, run.stage, folder.parent, run.seed)
+        build_model(run, source).save_pretrained(folder)
+
+
+def _join(eye: Path, mouth: Path, out: Path) -> None:
+    """One model folder: tower and retriever from ``eye``, reader and ranker from ``mouth``."""
+    from ra_blip.models.folder import assemble
+
+    if not _whole(out):
+        assemble({"vision": eye, "retriever": eye, "reader": mouth, "ranker": mouth}, out)
 
 
 def _whole(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
+class _Chain:
+    """Stages that follow each other, each in a process of its own, and the bar of the one that runs."""
+
+    def __init__(self, runner: _Runner, jobs: Sequence[Job], line: int) -> None:
+        self.runner, self.line = runner, line
+        self.todo = [job for job in jobs if not _whole(runner.folder / job.name / "model")]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.bar: tqdm[Any] | None = None
+        self.follow()
+
+    def follow(self) -> bool:
+        """Show progress and start the next stage when one is done; False at the end.
+
+        Raises:
+            StageFailed: the running stage ended with an error.
+        """
+        if self.process is not None and self.bar is not None:
+            code = self.process.poll()
+            self.runner.show(self.todo[0].name, self.bar)
+            if code is None:
+                return True
+            self.bar.close()
+            self.process = None
+            done = self.todo.pop(0)
+            if code:
+                console = self.runner.folder / done.name / "console.txt"
+                lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                raise StageFailed(f"stage {done.name} ended with code {code}: {lines[-1] if lines else ''} ({console})")
+        if not self.todo:
+            return False
+        steps = self.runner.steps(self.todo[0])
+        self.bar = tqdm(total=steps, desc=f"{self.todo[0].name:12}", position=self.line, dynamic_ncols=True)
+        self.process = self.runner.start(self.todo[0], steps)
+        return True
+
+    def stop(self) -> None:
+        """End what still runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
 class _Runner:
-    """Runs jobs side by side and shows one progress bar each, read from their logs."""
+    """Starts stages with what they share, and reads their progress from their logs."""
 
     def __init__(self, folder: Path, shared: tuple[str, ...], quick: bool) -> None:
         self.folder, self.shared, self.quick = folder, shared, quick
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Start all jobs that are not done and wait for them. Raises :class:`StageFailed`, having stopped the others."""
-        todo = [job for job in jobs if not _whole(self.folder / job.name / "model")]
-        steps = {job.name: self._steps(job) for job in todo}
-        processes = {job.name: self._start(job, steps[job.name]) for job in todo}
-        bars = {
-            name: tqdm(total=steps[name], desc=f"{name:12}", position=i, dynamic_ncols=True, mininterval=0.5)
-            for i, name in enumerate(processes)
-        }
+    def run(self, chains: Sequence[Sequence[Job]]) -> None:
+        """Run chains side by side to their ends. Raises :class:`StageFailed`, having stopped the others."""
+        running: list[_Chain] = []
         try:
-            while any(process.poll() is None for process in processes.values()):
+            for line, jobs in enumerate(chains):
+                running.append(_Chain(self, jobs, line))
+            while any([chain.follow() for chain in running]):
                 time.sleep(0.5)
-                for name in processes:
-                    self._show(name, bars[name])
-                self._check(processes)
-            self._check(processes)
         finally:
-            for name, process in processes.items():
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-                self._show(name, bars[name])
-                bars[name].close()
+            for chain in running:
+                chain.stop()
 
-    def _steps(self, job: Job) -> int:
+    def steps(self, job: Job) -> int:
+        """Training steps of a stage."""
         steps = load_config(RECIPES / f"{job.name}.yaml").train.steps
         return max(steps // QUICK, 10) if self.quick else steps
 
-    def _start(self, job: Job, steps: int) -> subprocess.Popen[bytes]:
+    def start(self, job: Job, steps: int) -> subprocess.Popen[bytes]:
+        """A stage in a process of one thread."""
         place = self.folder / job.name
         place.mkdir(parents=True, exist_ok=True)
-        given = [f"out={place}", *self.shared, *job.overrides, *([f"train.steps={steps}"] if self.quick else [])]
+        given = [f"out={place}", f"init={self.folder / job.init}", *self.shared]
+        given += [f"train.steps={steps}"] if self.quick else []
         command = [sys.executable, "-m", "ra_blip", "train", str(RECIPES / f"{job.name}.yaml"), *given]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with (place / "console.txt").open("ab") as console:
             return subprocess.Popen(
-                command, stdout=console, stderr=console, env=environment, preexec_fn=_die_with_parent
+                command, stdout=console, stderr=console, env={**os.environ, **ONE_THREAD}, preexec_fn=_die_with_parent
             )
 
-    def _show(self, name: str, bar: tqdm[Any]) -> None:
+    def show(self, name: str, bar: tqdm[Any]) -> None:
+        """Move a stage's bar to where its log is."""
         log = self.folder / name / "log.jsonl"
-        if not log.exists():
-            return
-        lines = log.read_text(encoding="utf-8").splitlines()
         try:
-            last = json.loads(lines[-1])
-        except (IndexError, json.JSONDecodeError):
-            return
+            last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, IndexError, json.JSONDecodeError):
+            return  # not started, or in the middle of a line
         if bar.n == 0 and last["step"] > 1:  # a stage that goes on: its earlier steps say nothing about the rate
             bar.initial = last["step"]
-        bar.set_postfix({k: f"{v:.3g}" for k, v in last.items() if k.endswith("loss")}, refresh=False)
+        bar.set_postfix({key: f"{value:.3g}" for key, value in last.items() if key.endswith("loss")}, refresh=False)
         bar.update(last["step"] - bar.n)
-
-    def _check(self, processes: dict[str, subprocess.Popen[bytes]]) -> None:
-        for name, process in processes.items():
-            if process.poll():
-                console = self.folder / name / "console.txt"
-                lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise StageFailed(
-                    f"stage {name} ended with code {process.returncode}: {lines[-1] if lines else ''} ({console})"
-                )
 
 
 def _die_with_parent() -> None:
@@ -271,8 +316,7 @@ def _report(out: Path, edit: dict[str, Any]) -> Path:
     from ra_blip.report.page import write_report
 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    names = ("pretrain", "answer_text", "retrieve", "answer", "rank")
-    logs = {name: out / "stages" / name / "log.jsonl" for name in names}
+    logs = {name: out / "stages" / name / "log.jsonl" for name in STAGES}
     return write_report(read_traces(out / "traces.jsonl"), out / "report.html", metrics, logs, edit)
 
 

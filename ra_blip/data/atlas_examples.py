@@ -25,7 +25,8 @@ from ra_blip.errors import ConfigError
 from ra_blip.records import Example, Item, Question, with_context
 
 HARD = 0.5  # share of the distractors that are made hard
-SAME = 0.2  # share of the samples in which one distractor is another item of the very building
+SAME = 0.5  # each other item of the very building stands among the distractors this often, as retrieval finds it, too
+MIXED = 0.2  # share of the distractors that are of another kind than the gold
 CLOSEST = 12  # hard distractors are drawn from so many of the most similar
 Purpose = Literal["retrieve", "answer"]
 
@@ -86,7 +87,7 @@ class AtlasExamples:
         cast = _Cast(self, rng)
         entity, number = cast.lead(place)
         question = captioned_picture(entity, pick(PICTURE_ASKS, rng), rng)
-        others = [self._picture(e, rng) for e in cast.others([number], [entity])]
+        others = [self._mixed(e, self._picture(e, rng), rng) for e in cast.others([number], [entity])]
         own = [entity.design_item(), entity.place_item()]
         return self._example(question, (self._picture(entity, rng),), others, own, rng)
 
@@ -109,7 +110,7 @@ class AtlasExamples:
         pair = [first, second]
         if rng.random() < 0.5:
             pair.reverse()
-        others = [self._picture(e, rng) for e in cast.others([number, chosen], pair)]
+        others = [self._mixed(e, self._picture(e, rng), rng) for e in cast.others([number, chosen], pair)]
         own = [pair[0].design_item(), pair[1].place_item(), pair[0].place_item(), pair[1].design_item()]
         gold = (self._picture(pair[0], rng), self._picture(pair[1], rng))
         return self._example(two_pictures(pair[0], pair[1], rng), gold, others, own, rng)
@@ -139,21 +140,31 @@ class AtlasExamples:
 
     def _fact(self, question: Question, attribute: str, entity: Entity, number: int, cast: _Cast) -> Example:
         gold = entity.fact_item(attribute)
-        others = [e.fact_item(attribute) for e in cast.others([number], [entity])]
+        others = [self._mixed(e, e.fact_item(attribute), cast.rng) for e in cast.others([number], [entity])]
         own = [entity.design_item(), entity.place_item(), self._picture(entity, cast.rng)]
         return self._example(question, (gold,), others, [item for item in own if item.id != gold.id], cast.rng)
 
     def _example(
         self, question: Question, gold: tuple[Item, ...], others: list[Item], own: list[Item], rng: np.random.Generator
     ) -> Example:
-        """Put together; sometimes one of the others gives way to one of the building's own items that do not answer."""
-        if own and others and rng.random() < SAME:
-            others[int(rng.integers(len(others)))] = own[int(rng.integers(len(own)))]
+        """Put together; some of the others give way to the building's own items that do not answer."""
+        if own and others:
+            count = int(rng.binomial(min(2, len(own), len(others) - 1), SAME)) if len(others) > 1 else 0
+            own = [own[int(i)] for i in rng.permutation(len(own))[:count]]
+            others = [others[int(i)] for i in rng.permutation(len(others))]
+            others = own + others[count:]
+            others = [others[int(i)] for i in rng.permutation(len(others))]
         ids = tuple(item.id for item in gold)
         return Example(dataclasses.replace(question, gold=ids), gold, tuple(others))
 
     def _picture(self, entity: Entity, rng: np.random.Generator) -> Item:
         return entity.picture_item(self.folder, int(rng.integers(VIEWS)))
+
+    def _mixed(self, entity: Entity, usual: Item, rng: np.random.Generator) -> Item:
+        """A distractor: mostly the item of the gold's kind, now and then another item of the same building."""
+        if rng.random() >= MIXED:
+            return usual
+        return (self._picture(entity, rng), entity.design_item(), entity.place_item())[int(rng.integers(3))]
 
     def _wordless(self, number: int) -> Entity:
         entity = self.pictured[number]

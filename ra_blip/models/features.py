@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -76,7 +77,8 @@ class FeatureStore:
 
     def _open(self, folder: Path) -> None:
         for listing in sorted(folder.glob("*.json")):
-            self._attach(listing, json.loads(listing.read_text()))
+            with contextlib.suppress(OSError, ValueError):  # a damaged shard: its pictures are computed again
+                self._attach(listing, json.loads(listing.read_text(encoding="utf-8")))
 
     def _attach(self, listing: Path, names: list[str]) -> None:
         shard = np.load(listing.with_suffix(".npy"), mmap_mode="r")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ra_blip.config import ModelConfig, model_config_from_dict
-from ra_blip.errors import CheckpointError, OutputError
+from ra_blip.errors import CheckpointError, ConfigError, OutputError
 
 if TYPE_CHECKING:
     from ra_blip.models.processor import Processor
@@ -80,7 +80,10 @@ def read_folder(folder: Path) -> tuple[ModelConfig, Weights]:
         raise CheckpointError(f"{folder}: damaged model folder ({error})") from None
     if not isinstance(value, dict) or "model" not in value:
         raise CheckpointError(f"{folder}/config.json: no 'model' entry; was this folder written by ra_blip?")
-    return model_config_from_dict(value["model"], f"{folder}/config.json"), Weights(folder / WEIGHTS, tensors)
+    try:
+        return model_config_from_dict(value["model"], f"{folder}/config.json"), Weights(folder / WEIGHTS, tensors)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def write_folder(folder: Path, model: RABlip, processor: Processor) -> None:
@@ -139,6 +142,8 @@ def assemble(parts: dict[str, Path], out: Path) -> None:
 
     base = next(iter(parts.values()))
     model = RABlip.from_pretrained(base)
+    for path in set(parts.values()) - {base}:
+        _check_words(model.processor, path)
     loaded = {path: read_folder(path)[1].tensors for path in set(parts.values())}
     tensors = {
         name: value
@@ -148,6 +153,16 @@ def assemble(parts: dict[str, Path], out: Path) -> None:
     }
     Weights(out, tensors).into(model)
     model.save_pretrained(out)
+
+
+def _check_words(wanted: Processor, path: Path) -> None:
+    """Weights read token ids: parts with other vocabularies fit in shape and read nonsense."""
+    from ra_blip.models.processor import Processor
+
+    found = Processor.load(wanted.config, path)
+    for name, ours, theirs in (("text", wanted.text, found.text), ("llm", wanted.llm, found.llm)):
+        if ours.get_vocab() != theirs.get_vocab():
+            raise CheckpointError(f"{path}: its {name}_tokenizer has another vocabulary than the first folder's")
 
 
 def _umask() -> int:

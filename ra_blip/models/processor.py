@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import string
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -41,7 +43,7 @@ class Processor:
             if extra:
                 tokenizer.add_tokens(extra, special_tokens=True)
         size = config.vision.image_size
-        self._pixels = lru_cache(PIXEL_CACHE // (3 * size * size))(lambda path: resize(open_image(path), size))
+        self._pixels = lru_cache(PIXEL_CACHE // (3 * size * size))(lambda path, mark: resize(open_image(path), size))
         self.image_id: int = llm.convert_tokens_to_ids(IMAGE)
         self.dec_id: int = text.convert_tokens_to_ids("[DEC]")
         self.label_ids = [llm(label, add_special_tokens=False).input_ids[-1] for label in LABELS]
@@ -75,7 +77,7 @@ class Processor:
 
     def pixels(self, images: Sequence[str]) -> Tensor:
         """Open and resize pictures -> (B, 3, S, S) uint8. Raises :class:`ImageError` naming the file."""
-        return torch.from_numpy(np.stack([self._pixels(image) for image in images]))
+        return torch.from_numpy(np.stack([self._pixels(image, _mark(image)) for image in images]))
 
     def texts(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
         """Q-Former tokens of texts -> ids (B, L) and mask (B, L), padded to the longest of them."""
@@ -140,6 +142,15 @@ class Processor:
         )
 
 
+def _mark(path: str) -> tuple[int, int] | None:
+    """What changes when a file does; None where there is none, which opening it reports."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _cut(item: Item, tokenizer: Any, budget: int) -> Item:
     """The item with its text cut to ``budget`` LLM tokens; short texts, the usual case, are not tokenised."""
     words = item.full_text
@@ -174,19 +185,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, style: str) -> Any:
     import tokenizers as tk
     from transformers import PreTrainedTokenizerFast
 
-    inner = tk.Tokenizer(tk.models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
     normalizers = [tk.normalizers.NFC()] + ([tk.normalizers.Lowercase()] if style == "bert" else [])
-    inner.normalizer = tk.normalizers.Sequence(normalizers)
-    inner.pre_tokenizer = tk.pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = tk.normalizers.Sequence(normalizers), tk.pre_tokenizers.BertPreTokenizer()
+    inner = tk.Tokenizer(_train_pairs([normalizer.normalize_str(text) for text in texts], vocabulary, splitter))
+    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
     inner.decoder = tk.decoders.WordPiece(prefix="##")
-    trainer = tk.trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=SPECIALS,
-        initial_alphabet=[*LABELS, *string.ascii_lowercase, *string.digits, *"[]|:;*?.,'-"],
-        continuing_subword_prefix="##",
-        show_progress=False,
-    )
-    inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens(SPECIALS)
     parts = "[CLS] $A [SEP]" if style == "bert" else "$A </s>"
     used = ["[CLS]", "[SEP]"] if style == "bert" else ["</s>"]
     inner.post_processor = tk.processors.TemplateProcessing(
@@ -194,3 +198,29 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, style: str) -> Any:
     )
     end = {"sep_token": "[SEP]", "cls_token": "[CLS]"} if style == "bert" else {"eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", **end)
+
+
+def _train_pairs(texts: Sequence[str], vocabulary: int, splitter: Any) -> Any:
+    """Byte-pair model of normalised texts; the same texts give the same model.
+
+    The trainer meets words in random order and numbers the pieces inside them as they come, and ties between pairs
+    follow those numbers. Given as special tokens in a tokenizer of its own, the pieces have their numbers beforehand.
+    """
+    import tokenizers as tk
+
+    spaced = {word for text in texts for word in text.split()}
+    words = {piece for word in spaced for piece, _ in splitter.pre_tokenize_str(word)}
+    inside = sorted({f"##{c}" for c in {*string.ascii_lowercase, *string.digits}.union(*(word[1:] for word in words))})
+    inner = tk.Tokenizer(tk.models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
+    inner.pre_tokenizer = splitter
+    trainer = tk.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[*SPECIALS, *inside],
+        initial_alphabet=[*LABELS, *string.ascii_lowercase, *string.digits, *"[]|:;*?.,'-"],
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    learnt = json.loads(inner.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    return tk.models.BPE(learnt["vocab"], merges, unk_token="[UNK]", continuing_subword_prefix="##")

@@ -22,7 +22,9 @@ IMAGE = "<image>"  # where the soft tokens of a picture stand
 LABELS = string.ascii_uppercase  # names of references in the judging task
 MARK = "*"  # prompt-level overlap mark, see `mark_overlap`
 _WORD = re.compile(r"\w+")
-_STRUCTURE = re.compile(r"<[^<>\s]{1,20}>|[|*]|\[[A-Z]\]")  # what would look like markup of ours or of a tokenizer
+# What would look like markup of ours or of a tokenizer. Single brackets go, too: "[ A ]" and "[|A]" become the tokens of
+# "[A]"; so do their full-width forms, which the tokenizers of large models fold into the plain ones.
+_STRUCTURE = re.compile("<[^<>\\s]{1,20}>|[][|*\uff3b\uff3d\uff5c\uff0a]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,8 @@ def release(task: str, question: Question, items: Sequence[Item], slots: int, ma
             facts.append(f"{label}{title}fact: {words}")
     parts = ["; ".join(captions), "; ".join(facts), TASKS[task](clean(question.text))]
     text = (IMAGE + " " if images else "") + " | ".join(part for part in parts if part)
-    guide = " ".join([clean(question.text), *(clean(item.full_text) for item in items if item.image)])
+    said = [clean(question.text), *(clean(item.full_text) for item in items if item.image)]
+    guide = " ".join(part for part in said if part)
     return Prompt(text, images, (guide,) if images else ())
 
 

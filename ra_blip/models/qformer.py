@@ -144,6 +144,8 @@ class QFormer(nn.Module):
             query and text states.
         """
         queries = 0 if mode == "text" else self.query_tokens.shape[1]
+        if mode == "generate" and text is not None and text_mask is None:
+            text_mask = torch.ones_like(text)  # the causal mask is built from it
         parts = []
         if queries:
             assert kv is not None, "this mode reads features"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ra_blip.config import VisionConfig
 from ra_blip.errors import CheckpointError, ConfigError
+from ra_blip.models.from_scratch import ConceptHead
 
 
 class VisionTower(nn.Module):
@@ -31,6 +32,7 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.width, self.patches = self._measure()
+        self.concepts = ConceptHead(self.width, config.concepts) if config.concepts else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, N, W) features, class token first where the model has one."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ra_blip.config import StageConfig
+from ra_blip.errors import DataError
 from ra_blip.models.processor import Processor
 from ra_blip.models.prompt import LABELS, guide_of
 from ra_blip.records import Example, Item, Question
@@ -76,6 +77,9 @@ def answer_batch(
     Returns:
         ``prompts``: PromptBatch of 2B rows, QA rows first; ``images``: pictures in feature order; ``labels`` (2B, A);
         ``word_reads`` and ``word_targets`` (W,): reads of single gold pictures and the first token of the answer.
+
+    Raises:
+        DataError: a question without an answer.
     """
     answer_prompts, select_prompts, answers, letters, words = [], [], [], [], []
     for example in examples:
@@ -89,7 +93,10 @@ def answer_batch(
         select_prompts.append(processor.prompt("select", question, [item for item, _ in references]))
         golds = [i for i, (_, relevant) in enumerate(references) if relevant]
         letters.append(LABELS[golds[int(rng.integers(len(golds)))]])
-        answers.append(question.answers[int(rng.integers(len(question.answers)))])
+        said = [answer for answer in question.answers if answer.strip()]
+        if not said:
+            raise DataError(f"question {question.id!r} has no answer to learn; the answer stage needs one for each")
+        answers.append(said[int(rng.integers(len(said)))])
         if len(example.gold) == 1 and example.gold[0].image is not None:
             words.append(((example.gold[0].image,), guide_of(question, example.gold[0]), answers[-1]))
     pictures: dict[str, int] = {}

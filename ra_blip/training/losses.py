@@ -31,6 +31,11 @@ def hard_negatives(similarity: Tensor) -> Tensor:
     return torch.multinomial(weights, 1)[:, 0]
 
 
+def concept_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of (B, K) logits with (B, K) multi-hot targets: summed over concepts, mean over pictures."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / len(logits)
+
+
 def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
     """Image-text matching: (M, 2) logits against (M,) bool. ln 2 at chance on a balanced set."""
     return F.cross_entropy(logits.float(), matched.long())

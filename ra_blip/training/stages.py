@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ra_blip.config import StageConfig
+from ra_blip.errors import ConfigError
 from ra_blip.models.attention import gather_kv
 from ra_blip.models.rablip import RABlip, guided_text
 from ra_blip.models.ranker import Ranker
@@ -65,25 +66,39 @@ class Pretrain(Stage):
         return batches.pretrain_batch(samples, self.model.processor)
 
     def forward(self, batch: Batch) -> tuple[Losses, Report]:
-        """Terms ``itc_loss``, ``itm_loss``, ``itg_loss``."""
-        retriever, config, device = self.model.retriever, self.config, self.model.device
+        """Terms ``concepts_loss``, ``itc_loss``, ``itm_loss``, ``itg_loss``, those with a weight."""
+        config, device = self.config, self.model.device
         text, mask = batch["text"].to(device), batch["text_mask"].to(device)
-        kv = retriever.kv(self.features(batch["images"]))
+        features = self.features(batch["images"])
+        terms: Losses = {}
+        report: Report = {}
+        head = self.model.vision.concepts
+        if config.concepts and head is not None:
+            loss = losses.concept_loss(head(features), head.targets(text, mask))
+            terms["concepts_loss"] = config.concepts * loss
+        if config.itc or config.itm or config.itg:
+            self._qformer(features, text, mask, terms, report)
+        return terms, report
+
+    def _qformer(self, features: Tensor, text: Tensor, mask: Tensor, terms: Losses, report: Report) -> None:
+        """The three Q-Former losses, added to ``terms`` and ``report``."""
+        retriever, config = self.model.retriever, self.config
+        kv = retriever.kv(features)
         prefix = text.clone()
         prefix[:, 0] = self.model.processor.dec_id  # captioning starts from its own token
         generated = retriever.qformer("generate", kv=kv, text=prefix, text_mask=mask)
         assert generated.queries is not None and generated.text is not None
         pictures = retriever.project_queries(generated.queries)
         texts = retriever.text_vectors(text, mask)
-        terms: Losses = {
-            "itc_loss": config.itc * losses.itc_loss(pictures, texts, retriever.temperature),
-            "itg_loss": config.itg * losses.itg_loss(retriever.qformer.token_logits(generated.text), text, mask),
-        }
+        terms["itc_loss"] = config.itc * losses.itc_loss(pictures, texts, retriever.temperature)
+        words = retriever.qformer.token_logits(generated.text)
+        terms["itg_loss"] = config.itg * losses.itg_loss(words, text, mask)
+        similarity = losses.similarity(pictures, texts).detach()
         if config.itm:
-            terms["itm_loss"] = config.itm * self._matching(kv, text, mask, pictures @ texts.T)
-        with torch.no_grad():
-            hit = (pictures @ texts.T).argmax(-1) == torch.arange(len(text), device=device)
-        return terms, {"itc_accuracy": float(hit.float().mean()), "temperature": float(retriever.temperature.detach())}
+            terms["itm_loss"] = config.itm * self._matching(kv, text, mask, similarity)
+        hit = similarity.argmax(-1) == torch.arange(len(text), device=text.device)
+        report["itc_accuracy"] = float(hit.float().mean())
+        report["temperature"] = float(retriever.temperature.detach())
 
     def _matching(self, kv: Any, text: Tensor, mask: Tensor, similarity: Tensor) -> Tensor:
         """Each pair, each picture with a hard wrong text, each text with a hard wrong picture: 3B pairs."""
@@ -91,7 +106,7 @@ class Pretrain(Stage):
         size = min(self.config.itm_samples or len(text), len(text))
         text, mask, similarity = text[:size], mask[:size], similarity[:size, :size]
         own = torch.arange(size, device=text.device)
-        scaled = similarity / retriever.temperature
+        scaled = similarity / retriever.temperature.detach()
         wrong_text, wrong_picture = losses.hard_negatives(scaled), losses.hard_negatives(scaled.T)
         pictures = torch.cat([own, own, wrong_picture])
         words = torch.cat([own, wrong_text, own])
@@ -195,29 +210,40 @@ class Answer(Stage):
         return {**batch, "warm": warm}
 
     def forward(self, batch: Batch) -> tuple[Losses, Report]:
-        """Terms ``qa_loss``, ``askg_loss`` and, in a warm-up that asks for it, ``word_loss``."""
+        """Terms ``qa_loss``, ``askg_loss`` and ``word_loss``, those with a weight; the report has them unweighted."""
         model, config = self.model, self.config
         prompts: PromptBatch = batch["prompts"].to(model.device)
         labels = batch["labels"].to(model.device)
         soft = model.reader.soft_tokens(self.features(batch["images"]), prompts) if batch["images"] else None
-        embeds, source = model.reader.embed(prompts, soft)
-        size = len(labels) // 2
-        report: Report = {}
+        weights = {"qa": config.qa, "askg": config.warmup_askg if batch["warm"] else config.askg}
         terms: Losses = {}
+        report: Report = {}
+        if any(weights.values()):
+            for name, loss in self._generation(prompts, labels, soft).items():
+                terms[f"{name}_loss"] = weights[name] * loss
+                report[name] = float(loss.detach())
+        if config.answer_word and len(batch["word_reads"]) and soft is not None:
+            words = model.reader.generator.word_logits(soft[batch["word_reads"].to(soft.device)].mean(1)).float()
+            target = batch["word_targets"].to(words.device)
+            terms["word_loss"] = config.answer_word * nn.functional.cross_entropy(words, target)
+            report["word_accuracy"] = float((words.argmax(-1) == target).float().mean())
+        if not terms:
+            raise ConfigError("stage: every loss has weight 0 for these samples; give qa, askg or answer_word a weight")
+        return terms, report
+
+    def _generation(self, prompts: PromptBatch, labels: Tensor, soft: Tensor | None) -> Losses:
+        """The losses of the two branches; each is as long as its own longest prompt and answer."""
+        reader, size = self.model.reader, len(labels) // 2
+        embeds, source = reader.embed(prompts, soft)
+        found: Losses = {}
         for name, rows in (("qa", slice(0, size)), ("askg", slice(size, None))):
-            end = int(prompts.mask[rows].sum(-1).max())  # each branch is as long as its longest prompt
+            end = int(prompts.mask[rows].sum(-1).max())
             mask, target = prompts.mask[rows, :end], labels[rows]
             target = target[:, : int((target != -100).sum(-1).max())]
-            states = model.reader.generator.encode(embeds[rows, :end], mask)
-            per_token = model.reader.generator.token_losses(states, mask, source[rows, :end], target)
-            terms[f"{name}_loss"] = losses.generation_loss(per_token, target)
-            report[name] = float(terms[f"{name}_loss"].detach())
-        terms["askg_loss"] = terms["askg_loss"] * (config.warmup_askg if batch["warm"] else config.askg)
-        if batch["warm"] and config.warmup_answer_word and len(batch["word_reads"]) and soft is not None:
-            words = model.reader.generator.word_logits(soft[batch["word_reads"]].mean(1))
-            word = nn.functional.cross_entropy(words.float(), batch["word_targets"].to(words.device))
-            terms["word_loss"] = config.warmup_answer_word * word
-        return terms, report
+            states = reader.generator.encode(embeds[rows, :end], mask)
+            per_token = reader.generator.token_losses(states, mask, source[rows, :end], target)
+            found[name] = losses.generation_loss(per_token, target)
+        return found
 
 
 STAGES: dict[str, Callable[[RABlip, StageConfig], Stage]] = {

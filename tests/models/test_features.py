@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ra_blip.errors import OutputError
+from ra_blip.models.features import FeatureStore
+
+
+class Counting:
+    """Features that follow from a file's content; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, images: Sequence[str]) -> Tensor:
+        self.calls.append([Path(image).name for image in images])
+        return torch.stack([torch.full((2, 3), float(Path(image).read_text())) for image in images])
+
+    @property
+    def asked(self) -> list[str]:
+        """All names, in order."""
+        return [name for call in self.calls for name in call]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    for name in "abcde":
+        (tmp_path / name).write_text(str(ord(name) - 96))
+    return [str(tmp_path / name) for name in "abcde"]
+
+
+def values(features: Tensor) -> list[float]:
+    assert features.shape[1:] == (2, 3) and features.dtype == torch.float32
+    return features[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_picture_is_computed_once(images: list[str], tmp_path: Path, on_disk: bool) -> None:
+    compute = Counting()
+    store = FeatureStore(compute, "key", tmp_path / "kept" if on_disk else None)
+    a, b, c, *_ = images
+    assert values(store([b, a, b])) == [2, 1, 2]
+    assert values(store([a, c, b])) == [1, 3, 2]
+    assert compute.calls == [["b", "a"], ["c"]]
+
+
+def test_equal_content_is_one_picture(images: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.write_text("1")
+    compute = Counting()
+    assert values(FeatureStore(compute, "key")([images[0], str(copy)])) == [1, 1]
+    assert len(compute.asked) == 1
+
+
+def test_a_file_that_changed_is_computed_again(images: list[str]) -> None:
+    compute = Counting()
+    store = FeatureStore(compute, "key")
+    store(images[:1])
+    Path(images[0]).write_text("17")
+    assert values(store(images[:1])) == [17]
+
+
+def test_a_second_store_reads_what_the_first_kept(images: list[str], tmp_path: Path) -> None:
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[:2])
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[1:3])
+    compute = Counting()
+    assert values(FeatureStore(compute, "key", tmp_path / "kept")(images[:4])) == [1, 2, 3, 4]
+    assert compute.calls == [["d"]]
+
+
+def test_another_key_is_another_folder(images: list[str], tmp_path: Path) -> None:
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images)
+    compute = Counting()
+    FeatureStore(compute, "other", tmp_path / "kept")(images)
+    assert len(compute.asked) == 5
+
+
+def test_pictures_are_computed_in_parts(images: list[str]) -> None:
+    compute = Counting()
+    assert values(FeatureStore(compute, "key", batch=2)(images)) == [1, 2, 3, 4, 5]
+    assert [len(call) for call in compute.calls] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_bits_of_bf16_come_back(images: list[str], tmp_path: Path, on_disk: bool) -> None:
+    given = torch.randn(5, 4, 7, generator=torch.Generator().manual_seed(0)) * 100
+    given[0, 0, :3] = torch.tensor([0.0, -0.0, 1e-38])
+    kept = tmp_path / "kept" if on_disk else None
+    store = FeatureStore(lambda paths: given[[images.index(path) for path in paths]], "key", kept)
+    expected = given.bfloat16().float()
+    assert torch.equal(store(images), expected)
+    if on_disk:
+        again = FeatureStore(Counting(), "key", kept)(images)
+        assert torch.equal(again.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize("damage", ["half a shard", "half a list", "list without shard", "shard without list"])
+def test_a_damaged_shard_is_computed_again(images: list[str], tmp_path: Path, damage: str) -> None:
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[:2])
+    (shard,), (listing,) = ((tmp_path / "kept").rglob(f"*.{ending}") for ending in ("npy", "json"))
+    if damage == "half a shard":
+        shard.write_bytes(shard.read_bytes()[:-5])
+    elif damage == "half a list":
+        listing.write_text(listing.read_text()[:40])
+    else:
+        (shard if damage == "list without shard" else listing).unlink()
+    compute = Counting()
+    assert values(FeatureStore(compute, "key", tmp_path / "kept")(images[:2])) == [1, 2]
+    assert compute.asked == ["a", "b"]
+    compute = Counting()
+    assert values(FeatureStore(compute, "key", tmp_path / "kept")(images[:2])) == [1, 2]
+    assert compute.asked == [], "what was computed again is kept again"
+
+
+def test_a_shard_of_another_length_is_not_used(images: list[str], tmp_path: Path) -> None:
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[:2])
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[2:])
+    shards = {len(path.read_bytes()): path for path in (tmp_path / "kept").rglob("*.npy")}
+    small, large = shards[min(shards)], shards[max(shards)]
+    small.write_bytes(large.read_bytes())  # rows and names no longer agree
+    compute = Counting()
+    assert values(FeatureStore(compute, "key", tmp_path / "kept")(images)) == [1, 2, 3, 4, 5]
+    assert sorted(compute.asked) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_written(images: list[str], tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(OutputError, match="kept"):
+        FeatureStore(Counting(), "key", tmp_path / "kept")(images)

@@ -1,0 +1,180 @@
+"""Whole runs of ``projects/debug.yaml``, in this process and in two."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ra_blip.config import RunConfig, load_config
+from ra_blip.errors import ConfigError, OutputError
+from ra_blip.models.rablip import RABlip
+from ra_blip.records import Item, Question
+from ra_blip.training import checkpoint
+from ra_blip.training.run import check_same, locked, train
+from ra_blip.training.strategy import choose
+from tests.tiny import close
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBUG = ROOT / "projects" / "debug.yaml"
+
+
+def recipe(out: Path, world: Path, *overrides: str) -> RunConfig:
+    return load_config(DEBUG, [f"out={out}", f"data.root={world}", "train.steps=6", "checkpoint.every=1", *overrides])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """Six steps without a break, all checkpoints kept; not to be written to."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    assert train(recipe(out, world, "checkpoint.keep=9")) == out / "model"
+    return out
+
+
+def exported(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("samples_per_second", "data_seconds")} for line in lines]
+
+
+def test_what_a_run_leaves(straight: Path) -> None:
+    assert {path.name for path in straight.iterdir()} >= {"config.yaml", "params.txt", "log.jsonl", "checkpoints", "model"}
+    assert [line["step"] for line in log_of(straight)] == [1, 2, 3, 4, 5, 6]
+    assert all(line["loss"] == pytest.approx(line["qa_loss"] + line["askg_loss"], rel=1e-4) for line in log_of(straight))
+    assert load_config(straight / "config.yaml").train.steps == 6
+    assert "frozen" in (straight / "params.txt").read_text()
+    assert RABlip.from_pretrained(straight / "model").generate([Question("q", "Who?")], [[Item("a", "Moro")]])
+
+
+def test_only_what_the_rules_train_moves(straight: Path, world: Path, tmp_path: Path) -> None:
+    train(recipe(tmp_path, world, "params[1].lr=1e-12"))
+    still, moved = exported(tmp_path), exported(straight)
+    parts = {name.partition(".")[0] for name, value in moved.items() if not close(value, still[name], 1e-6)}
+    assert parts == {"reader"}
+
+
+def test_a_killed_run_goes_on_bit_for_bit(straight: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    shutil.rmtree(out / "model")
+    for path in checkpoint.complete(out / "checkpoints")[4:]:
+        shutil.rmtree(path)
+    torn = out / "checkpoints" / "step-0000004" / "weights.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (out / "checkpoints" / ".step-0000005.abc").mkdir()
+    train(recipe(out, world, "checkpoint.keep=9"))
+    wanted, found = exported(straight), exported(out)
+    assert wanted.keys() == found.keys()
+    assert [name for name, value in wanted.items() if not torch.equal(value, found[name])] == []
+    assert log_of(out) == log_of(straight), "each step once, the same numbers"
+    for name in ("text_tokenizer", "llm_tokenizer"):
+        first, second = (json.loads((o / "model" / name / "tokenizer.json").read_text()) for o in (straight, out))
+        assert first["model"] == second["model"]
+
+
+def test_a_finished_run_returns_at_once(straight: Path, world: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (straight / "model").rglob("*")}
+    assert train(recipe(straight, world, "checkpoint.keep=9")) == straight / "model"
+    assert before == {path: path.stat().st_mtime_ns for path in (straight / "model").rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.steps=7", "train.steps 6 -> 7"),
+        ("params[1].lr=2e-3", "params"),
+        ("seed=1", "seed 0 -> 1"),
+        ("model.qformer.queries=3", "model.qformer.queries 2 -> 3"),
+    ],
+)
+def test_other_settings_need_another_folder(straight: Path, world: Path, override: str, named: str) -> None:
+    before = (straight / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match="holds a run of other settings") as error:
+        train(recipe(straight, world, override))
+    assert named in str(error.value)
+    assert (straight / "config.yaml").read_text() == before
+
+
+def test_what_may_change_between_sessions(straight: Path, world: Path) -> None:
+    check_same(recipe(straight, world, "checkpoint.every=2", "train.log_every=5", "data.features=kept"), straight)
+
+
+def test_init_takes_the_weights_and_sizes_of_a_folder(straight: Path, world: Path, tmp_path: Path) -> None:
+    init = f"init={straight / 'model'}"
+    train(recipe(tmp_path, world, init, "train.steps=1", "params[1].lr=1e-12", "model.qformer.width=999"))
+    first, second = exported(straight), exported(tmp_path)
+    assert first.keys() == second.keys() and all(close(value, second[name], 1e-6) for name, value in first.items())
+
+
+def test_the_readers_qformer_from_the_retrievers(world: Path, tmp_path: Path) -> None:
+    train(recipe(tmp_path, world, "stage.qformer_from_retriever=true", "train.steps=1", "params[1].lr=1e-12"))
+    found = exported(tmp_path)
+    pairs = [(name, name.replace("reader.", "retriever.", 1)) for name in found if name.startswith("reader.qformer.")]
+    pairs += [(f"reader.ln_vision.{part}", f"retriever.ln_vision.{part}") for part in ("weight", "bias")]
+    assert len(pairs) > 20 and all(close(found[reader], found[retriever], 1e-6) for reader, retriever in pairs)
+
+
+# ---------------------------------------------------------------- one run a folder
+
+
+def hold(out: str, held: Any, done: Any) -> None:
+    with locked(Path(out)):
+        held.set()
+        done.wait(30)
+
+
+def test_a_second_run_in_the_folder_is_refused(straight: Path, world: Path) -> None:
+    with locked(straight), pytest.raises(OutputError, match="another run is writing here"):
+        train(recipe(straight, world, "checkpoint.keep=9"))
+    with locked(straight):
+        pass  # free again
+
+
+def test_the_lock_holds_between_processes_and_falls_with_its_holder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(str(tmp_path), held, done))
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises(OutputError, match="another run"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.join()
+    with locked(tmp_path):
+        pass
+
+
+def test_an_out_that_cannot_be_written(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OutputError, match="file"):
+            train(recipe(out, world))
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def test_batch_coupled_stages_refuse_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (choose(True).rank, choose(True).world) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="in-batch negatives"):
+        choose(True)
