@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -19,7 +22,12 @@ class RecordExamples:
         negatives: how many a sample.
         mined: hits.jsonl of ``ra-blip search`` over the training questions: retrieved items that are not gold and
             whose text holds no answer become hard negatives.
-        categories: the question categories to use; all if None.
+        categories: the question categories to use, ``*`` for any letters; all if None.
+        golds: most gold items of each kind in a sample, drawn each time; 0 takes all. The question names all of them.
+        swap_answers: probability that a sample tells another answer of its category, in question and gold item alike:
+            what is learned is then to read, not to know (Longpre et al. 2021).
+        view: what gives a picture's view by number, 0 being the picture itself, and
+        views: how many there are to draw from.
 
     Raises:
         DataError: a question without gold, a gold id without an item, a category that no question has.
@@ -32,9 +40,14 @@ class RecordExamples:
         negatives: int,
         mined: str | None = None,
         categories: Sequence[str] | None = None,
+        golds: int = 0,
+        swap_answers: float = 0.0,
+        view: Callable[[str, int], str] | None = None,
+        views: int = 1,
     ) -> None:
         self.items = by_id(read_items(items))
-        asked = [q for q in read_questions(questions) if categories is None or q.category in categories]
+        self.golds, self.swap_answers, self.view, self.views = golds, swap_answers, view, views
+        asked = [q for q in read_questions(questions) if categories is None or _among(q.category or "", categories)]
         if not asked:
             raise DataError(f"{questions}: no question of categories {list(categories or [])}")
         self.questions, self.negatives = asked, negatives
@@ -44,6 +57,9 @@ class RecordExamples:
                 what = f"gold item {lost[0]!r} is not in {items}" if lost else "has no gold item"
                 raise DataError(f"{questions}: question {question.id!r}: {what}")
         self._mined = _read_mined(mined) if mined else {}
+        self._said: dict[str | None, list[str]] = {}
+        for question in asked:
+            self._said.setdefault(question.category, []).extend(question.answers[:1])
         self._kinds: dict[str, list[Item]] = {}
         for item in self.items.values():
             self._kinds.setdefault(item.kind, []).append(item)
@@ -54,7 +70,7 @@ class RecordExamples:
     def draw(self, index: int, rng: np.random.Generator) -> Example:
         """Question ``index`` with its golds and ``negatives`` others in random order, half of them hard where there are any."""
         question = self.questions[index]
-        gold = tuple(self.items[name] for name in question.gold)
+        gold = self._some([self.items[name] for name in question.gold], rng)
         hard = [self.items[n] for n in (*question.negatives, *self._mined.get(question.id, ())) if n in self.items]
         hard = [item for item in hard if item.id not in question.gold and not _answers(item, question)]
         wanted = min(len(hard), (self.negatives + 1) // 2)
@@ -66,7 +82,46 @@ class RecordExamples:
             if pool[i].id not in question.gold and not _answers(pool[i], question):
                 chosen.setdefault(pool[i].id, pool[i])
         found = list(chosen.values())
-        return Example(question, gold, tuple(found[i] for i in rng.permutation(len(found))))
+        example = Example(question, gold, tuple(found[i] for i in rng.permutation(len(found))))
+        return self._seen(self._retold(example, rng), rng)
+
+    def _some(self, gold: Sequence[Item], rng: np.random.Generator) -> tuple[Item, ...]:
+        """At most ``golds`` of each kind; the first gold's kind comes first."""
+        if not self.golds:
+            return tuple(gold)
+        kinds: dict[str, list[Item]] = {}
+        for item in gold:
+            kinds.setdefault(item.kind, []).append(item)
+        return tuple(same[i] for same in kinds.values() for i in rng.permutation(len(same))[: self.golds])
+
+    def _retold(self, example: Example, rng: np.random.Generator) -> Example:
+        """The sample with another answer of its category, where the answer stands in the gold item alone."""
+        question = example.question
+        if not self.swap_answers or rng.random() >= self.swap_answers or not question.answers:
+            return example
+        old, pool = question.answers[0], self._said[question.category]
+        new = pool[int(rng.integers(len(pool)))]
+        told = [dataclasses.replace(item, text=item.text.replace(old, new)) for item in example.gold if item.text]
+        if old in question.text or len(told) < len(example.gold) or not all(old in (i.text or "") for i in example.gold):
+            return example
+        return dataclasses.replace(
+            example, question=dataclasses.replace(question, answers=(new,)), gold=tuple(told)
+        )
+
+    def _seen(self, example: Example, rng: np.random.Generator) -> Example:
+        """The sample with a drawn view of each of its pictures."""
+        if self.view is None or self.views < 2:
+            return example
+        view, views = self.view, self.views
+
+        def other(image: str | None) -> str | None:
+            return view(image, int(rng.integers(views))) if image else image
+
+        def shown(items: Sequence[Item]) -> tuple[Item, ...]:
+            return tuple(dataclasses.replace(item, image=other(item.image)) for item in items)
+
+        question = dataclasses.replace(example.question, image=other(example.question.image))
+        return Example(question, shown(example.gold), shown(example.negatives))
 
     def texts(self) -> Iterator[str]:
         """All texts of the training questions, their answers and the items, to train a tokenizer on."""
@@ -95,10 +150,51 @@ class CaptionPictures:
         return (item.full_text for item in self.items)
 
 
+class BalancedExamples(RecordExamples):
+    """The same samples in an order that goes round the questions' first golds: one question of each, then again.
+
+    A gold with few questions is asked about as often as one with many: its questions come round again sooner.
+    """
+
+    def __len__(self) -> int:
+        """Whole rounds, at least as many as it takes to have as many samples as questions."""
+        return -(-len(self.questions) // len(self._groups)) * len(self._groups)
+
+    @functools.cached_property
+    def _groups(self) -> list[list[int]]:
+        groups: dict[str, list[int]] = {}
+        for index, question in enumerate(self.questions):
+            groups.setdefault(question.gold[0], []).append(index)
+        return list(groups.values())
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Indices of the questions of one epoch, a pure function of its arguments."""
+        rounds = len(self) // len(self._groups)
+        turns = [_turns(group, rounds, [seed, epoch, place]) for place, group in enumerate(self._groups)]
+        rng = np.random.default_rng([seed, epoch])
+        return np.concatenate([np.array(turn)[rng.permutation(len(turn))] for turn in zip(*turns, strict=True)])
+
+
+def _turns(group: Sequence[int], count: int, seed: Sequence[int]) -> list[int]:
+    """``count`` members of a group, each as often as any other, give or take one."""
+    rng = np.random.default_rng(seed)
+    return [group[i] for _ in range(-(-count // len(group))) for i in rng.permutation(len(group))][:count]
+
+
+def _among(category: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(category, pattern) for pattern in patterns)
+
+
 def _answers(item: Item, question: Question) -> bool:
     words = item.full_text.lower()
     return any(answer.lower() in words for answer in question.answers if len(answer) > 2)
 
 
 def _read_mined(path: str) -> dict[str, tuple[str, ...]]:
-    return {value["id"]: tuple(hit["id"] for hit in value["hits"]) for _, value in read_jsonl(path)}
+    found = {}
+    for number, value in read_jsonl(path):
+        try:
+            found[str(value["id"])] = tuple(str(hit["id"]) for hit in value["hits"])
+        except (KeyError, TypeError):
+            raise DataError(f"{path}, line {number}: not a line of `ra-blip search` (an 'id', and 'hits' with ids)") from None
+    return found

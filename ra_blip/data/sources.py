@@ -12,7 +12,8 @@ from ra_blip.config import DataConfig, StageConfig
 from ra_blip.data.atlas import World
 from ra_blip.data.atlas_captions import AtlasCaptions
 from ra_blip.data.atlas_examples import AtlasExamples, texts
-from ra_blip.data.record_examples import CaptionPictures, RecordExamples
+from ra_blip.data.record_examples import BalancedExamples, CaptionPictures, RecordExamples
+from ra_blip.data.views import Views
 from ra_blip.errors import ConfigError
 
 TOKENIZER_TEXTS = 20_000  # lines with made-up names that a generated world trains tokenizers on
@@ -61,7 +62,18 @@ def _negatives(stage: StageConfig) -> int:
 def _records(data: DataConfig, stage: StageConfig, out: Path, seed: int) -> Source:
     if not data.items or not data.questions:
         raise ConfigError("data: the source 'records' needs data.items and data.questions")
-    return RecordExamples(data.items, data.questions, _negatives(stage), data.mined, data.categories)
+    kind = BalancedExamples if data.balanced else RecordExamples
+    return kind(
+        data.items,
+        data.questions,
+        _negatives(stage),
+        data.mined,
+        data.categories,
+        golds=data.golds,
+        swap_answers=data.swap_answers,
+        view=Views(out / "views"),
+        views=data.views,
+    )
 
 
 def _captions(data: DataConfig, stage: StageConfig, out: Path, seed: int) -> Source:

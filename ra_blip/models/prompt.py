@@ -20,7 +20,7 @@ from ra_blip.records import Item, Question
 
 IMAGE = "<image>"  # where the soft tokens of a picture stand
 LABELS = string.ascii_uppercase  # names of references in the judging task
-MARK = "*"  # prompt-level overlap mark, see `mark_overlap`
+STRONG, WEAK = "*", "+"  # prompt-level overlap marks, see `mark_overlap`
 _WORD = re.compile(r"\w+")
 # What would look like markup of ours or of a tokenizer. Single brackets go, too: "[ A ]" and "[|A]" become the tokens of
 # "[A]"; so do their full-width forms, which the tokenizers of large models fold into the plain ones.
@@ -47,31 +47,29 @@ def clean(text: str) -> str:
     return " ".join(_STRUCTURE.sub(" ", text).split())
 
 
-def mark_overlap(text: str, question: str) -> str:
-    """Put a mark before words that ``text`` shares with the question: one for a single word, two for a run of words.
+def mark_overlap(text: str, question: str) -> tuple[str, str]:
+    """Mark what a text shares with the question: names, that is capitalised words of four letters or more.
 
-    Only words of four letters or more count for a single match, so that function words stay unmarked. This is a
-    crutch for a generator trained from nothing; a pretrained LLM compares names by itself.
+    A shared name of several words ("Velora Tower") gets the strong mark, a single shared word ("Tower") the weak one.
+    This is a crutch for a generator trained from nothing; a pretrained LLM compares names by itself.
+
+    Returns:
+        the mark of the whole text (its strongest, empty for none), to stand beside its label, and the text with the
+        strong mark before each shared name.
     """
-    asked = [word.lower() for word in _WORD.findall(question)]
-    pairs = set(zip(asked, asked[1:], strict=False))
-    single = {word for word in asked if len(word) > 3}
-    out: list[str] = []
-    previous_in_run = False
+    asked = {word for word in _WORD.findall(question) if word[0].isupper() and len(word) > 3}
     words = text.split()
-    keys = ["".join(_WORD.findall(word)).lower() for word in words]
+    shared = [bool(asked.intersection(_WORD.findall(word))) for word in words]
+    out: list[str] = []
+    strongest = ""
     for i, word in enumerate(words):
-        starts_run = i + 1 < len(words) and (keys[i], keys[i + 1]) in pairs and len(keys[i]) > 3
-        if starts_run:
-            out += [MARK + MARK] if not previous_in_run else []
-            previous_in_run = True
-        elif keys[i] in single:
-            out += [] if previous_in_run else [MARK]
-            previous_in_run = False
-        else:
-            previous_in_run = False
+        begins = shared[i] and not (i and shared[i - 1])
+        if begins:
+            strong = i + 1 < len(words) and shared[i + 1]
+            out += [STRONG] if strong else []
+            strongest = STRONG if strong else strongest or WEAK
         out.append(word)
-    return " ".join(out)
+    return strongest, " ".join(out)
 
 
 def guide_of(question: Question, item: Item) -> str:
@@ -105,8 +103,8 @@ def interleaved(task: str, question: Question, items: Sequence[Item], slots: int
         if item.image is not None and shown:
             images.append(item.image)
             guides.append(guide_of(question, item))
-        text = mark_overlap(words, question.text) if marks else words
-        parts.append(" ".join(part for part in (f"[{label}]", IMAGE if shown else "", text) if part))
+        mark, text = mark_overlap(words, question.text) if marks else ("", words)
+        parts.append(" ".join(part for part in (f"[{label}{mark}]", IMAGE if shown else "", text) if part))
     text = " | ".join([*parts, TASKS[task](clean(question.text))])
     return Prompt(text, tuple(images), tuple(guides))
 
@@ -120,7 +118,7 @@ def release(task: str, question: Question, items: Sequence[Item], slots: int, ma
     for letter, item in zip(LABELS, items, strict=False):
         label = f"[{letter}] " if task == "select" else ""
         words = clean(item.text or "")
-        words = mark_overlap(words, question.text) if marks else words
+        words = mark_overlap(words, question.text)[1] if marks else words
         if item.image is not None:
             captions.append(f"{label}caption of image {len(captions) + 1}: {words}".rstrip(": "))
         else:

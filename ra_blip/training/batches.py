@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,10 @@ def answer_batch(
         DataError: a question without an answer.
     """
     answer_prompts, select_prompts, answers, letters, words = [], [], [], [], []
+    step = int(rng.integers(2**62))
     for example in examples:
+        # A sample's draws follow from the step and its id, so that they are the same whichever rank it falls to.
+        rng = np.random.default_rng([step, zlib.crc32(example.question.id.encode())])
         count = int(rng.integers(stage.negatives_min, stage.negatives_max + 1))
         pool = [example.negatives[i] for i in rng.permutation(len(example.negatives))[:count]]
         references = [(item, True) for item in example.gold] + [(item, False) for item in pool]

@@ -58,19 +58,21 @@ def samples_at(source: Source, step: int, size: int, seed: int, rank: int = 0, w
     drawn = []
     for position in range(step * size + rank, (step + 1) * size, world):
         epoch, place = divmod(position, total)
-        index = int(_order(total, seed, epoch)[place])
+        index = int(_order(source, total, seed, epoch)[place])
         drawn.append(source.draw(index, np.random.default_rng([seed, epoch, index])))
     return drawn
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
+_orders: dict[tuple[int, int, int, int], np.ndarray] = {}
 
 
-def _order(total: int, seed: int, epoch: int) -> np.ndarray:
-    key = (total, seed, epoch)
+def _order(source: Source, total: int, seed: int, epoch: int) -> np.ndarray:
+    """Indices of one epoch: the source's own ``order(seed, epoch)`` where it has one, else a permutation."""
+    key = (id(source), total, seed, epoch)
     if key not in _orders:
         _orders.clear()
-        _orders[key] = np.random.default_rng([seed, epoch]).permutation(total)
+        own = getattr(source, "order", None)
+        _orders[key] = own(seed, epoch) if own else np.random.default_rng([seed, epoch]).permutation(total)
     return _orders[key]
 
 
@@ -95,7 +97,7 @@ def fit(
         torch.manual_seed(run.seed * 1_000_003 + step)  # dropout and draws on the device follow the step, not the past
         set_mode(model)
         samples = samples_at(source, step, config.batch_size, run.seed, strategy.rank, strategy.world)
-        batch = stage.collate(samples, np.random.default_rng([run.seed, step, strategy.rank, 1]), step)
+        batch = stage.collate(samples, np.random.default_rng([run.seed, step, 1]), step)  # the same on all ranks
         waited = time.monotonic() - begun
         rate = schedule(step, config)
         for group in optimizer.param_groups:
@@ -131,8 +133,8 @@ def _update(
     norm = nn.utils.clip_grad_norm_(trained, run.train.clip or float("inf"))
     if not strategy.all_finite(loss + norm):
         raise TrainingDiverged(
-            f"step {step + 1}: loss {float(loss)}, gradient norm {float(norm)}; lower the learning rate, or look at the "
-            f"samples of this step (seed {run.seed})"
+            f"step {step + 1}: loss {float(loss.detach())}, gradient norm {float(norm)}; lower the learning rate, or look "
+            f"at the samples of this step (seed {run.seed})"
         )
     optimizer.step()
     return {"loss": float(loss.detach()), **{key: float(value.detach()) for key, value in terms.items()}, **report}

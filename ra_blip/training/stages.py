@@ -18,6 +18,7 @@ from ra_blip.models.reader import PromptBatch
 from ra_blip.records import Example, Item, Question
 from ra_blip.training import batches, losses
 from ra_blip.training.batches import Batch
+from ra_blip.training.strategy import share
 
 Losses = dict[str, Tensor]
 Report = dict[str, float]
@@ -132,6 +133,9 @@ class Retrieve(Stage):
         batch["conditioned"] = bool(rng.random() < self.config.conditioned)
         size, count = batch["gold"].shape
         batch["candidates"] = torch.from_numpy(rng.random((size, count)))
+        bare = rng.random(count) < self.config.caption_dropout
+        items: list[Item] = batch["items"]
+        batch["texts"] = ["" if one and item.image else item.full_text for item, one in zip(items, bare, strict=True)]
         return batch
 
     def forward(self, batch: Batch) -> tuple[Losses, Report]:
@@ -141,9 +145,12 @@ class Retrieve(Stage):
         asked = self._encode([q.text for q in questions], [q.image for q in questions])
         if batch["conditioned"]:
             return self._conditioned(batch, asked, gold)
-        items: list[Item] = batch["items"]
-        vectors = self._encode([item.full_text for item in items], [item.image for item in items])
-        loss = losses.info_nce(asked, vectors, gold, self.model.retriever.temperature)
+        vectors = self._encode(batch["texts"], [item.image for item in batch["items"]])
+        temperature = self.model.retriever.temperature
+        loss = losses.info_nce(asked, vectors, gold, temperature)
+        if self.config.symmetric:
+            wanted = gold.any(0)
+            loss = (loss + losses.info_nce(vectors[wanted], asked, gold.T[wanted], temperature)) / 2
         with torch.no_grad():
             best = (asked @ vectors.T).argmax(-1, keepdim=True)
         return {"retrieve_loss": loss}, self._report(gold.gather(1, best))
@@ -167,6 +174,9 @@ class Retrieve(Stage):
     def _encode(self, texts: Sequence[str], images: Sequence[str | None]) -> Tensor:
         distinct = list(dict.fromkeys(image for image in images if image is not None))
         features = self.features(distinct) if distinct else None
+        if features is not None and self.config.token_dropout:  # the same tokens of all pictures: fewer for good
+            kept = max(round(features.shape[1] * (1 - self.config.token_dropout)), 1)
+            features = features[:, torch.randperm(features.shape[1])[:kept]]
         return self.model.encode_records(texts, images, {image: i for i, image in enumerate(distinct)}, features)
 
     def _report(self, hit: Tensor) -> Report:
@@ -196,7 +206,8 @@ class Rank(Stage):
         logits = self.model.ranker(pooled)
         relevant = batch["relevant"].to(logits.device)
         right = (logits.argmax(-1) == relevant).float().mean()
-        return {"rank_loss": losses.ranking_loss(logits, relevant)}, {"rank_accuracy": float(right)}
+        loss = share(len(relevant), logits.device) * losses.ranking_loss(logits, relevant)
+        return {"rank_loss": loss}, {"rank_accuracy": float(right)}
 
 
 class Answer(Stage):
@@ -220,12 +231,14 @@ class Answer(Stage):
         report: Report = {}
         if any(weights.values()):
             for name, loss in self._generation(prompts, labels, soft).items():
-                terms[f"{name}_loss"] = weights[name] * loss
+                rows = labels[: len(labels) // 2] if name == "qa" else labels[len(labels) // 2 :]
+                terms[f"{name}_loss"] = weights[name] * share(int((rows != -100).sum()), model.device) * loss
                 report[name] = float(loss.detach())
+        weight = config.answer_word and config.answer_word * share(len(batch["word_reads"]), model.device)
         if config.answer_word and len(batch["word_reads"]) and soft is not None:
             words = model.reader.generator.word_logits(soft[batch["word_reads"].to(soft.device)].mean(1)).float()
             target = batch["word_targets"].to(words.device)
-            terms["word_loss"] = config.answer_word * nn.functional.cross_entropy(words, target)
+            terms["word_loss"] = weight * nn.functional.cross_entropy(words, target)
             report["word_accuracy"] = float((words.argmax(-1) == target).float().mean())
         if not terms:
             raise ConfigError("stage: every loss has weight 0 for these samples; give qa, askg or answer_word a weight")

@@ -73,6 +73,21 @@ class DataParallel(Strategy):
         torch.distributed.destroy_process_group()
 
 
+def share(count: int, device: torch.device) -> float:
+    """What this rank multiplies a mean over ``count`` things with; 1 for one process.
+
+    Ranks hold unequal numbers of labelled tokens or pairs. Weighed so, the average of the ranks' gradients is the
+    gradient of the mean over all of them, as one process would have it. All ranks must call it together.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    total = torch.tensor([float(count)], device=device)
+    dist.all_reduce(total)
+    return count * dist.get_world_size() / max(float(total), 1.0)
+
+
 def choose(batch_coupled: bool) -> Strategy:
     """Data parallel where ``torchrun`` started more than one process.
 

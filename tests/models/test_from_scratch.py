@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ra_blip.models.from_scratch import CopyHead, LocalMixing
+from ra_blip.models.from_scratch import ConceptHead, CopyHead, LocalMixing
 from tests.tiny import close, shaken
 
 SOURCE = torch.tensor([[5, 6, 5, 0], [7, 7, 8, 9]])
@@ -92,3 +92,22 @@ def test_mixing_ignores_padding() -> None:
     out = mixing(x, valid)
     assert torch.equal(out, mixing(x.masked_fill(valid[..., None] == 0, 9.0), valid))
     assert close(out[0, :3], mixing(x[:1, :3], torch.ones(1, 3))[0], 1e-6)
+
+
+def test_concepts_are_voted_for_by_every_patch() -> None:
+    head, features = shaken(ConceptHead(4, 6)), draw(2, 3, 4)
+    votes = head.score(head.norm(features)).exp()  # (2, 3, 6)
+    assert close(head(features), votes.mean(1).log(), 1e-5)
+    assert close(head(features.flip(1)), head(features), 1e-6), "wherever it is seen"
+
+
+def test_concepts_of_a_caption_are_its_tokens_and_pairs() -> None:
+    head, mask = ConceptHead(4, 997), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    hot = head.targets(torch.tensor([[5, 6, 7], [5, 6, 7]]), mask)
+    assert hot[0].sum() == 5 and hot[1].sum() == 3, "three tokens and two pairs; two tokens and one pair"
+    assert hot[:, [5, 6, 7]].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert (hot[1] <= hot[0]).all()
+    turned = head.targets(torch.tensor([[7, 6, 5]]), mask[:1])[0]
+    assert turned[[5, 6, 7]].all() and not torch.equal(turned, hot[0]), "a pair has a direction"
+    padded = head.targets(torch.tensor([[5, 6, 9]]), mask[1:])[0]
+    assert torch.equal(padded, hot[1])

@@ -55,7 +55,11 @@ def test_no_layers_are_the_identity() -> None:
 
 def test_vectors_have_length_one_and_every_kind_its_own_direction(retriever: Retriever) -> None:
     kv, text, mask = retriever.kv(draw(2, 5, 6)), torch.arange(8).reshape(2, 4), torch.ones(2, 4)
-    kinds = [retriever.text_vectors(text, mask), retriever.picture_vectors(kv), retriever.picture_vectors(kv, text, mask)]
+    kinds = [
+        retriever.text_vectors(text, mask),
+        retriever.picture_vectors(kv),
+        retriever.picture_vectors(kv, text, mask),
+    ]
     for vectors in kinds:
         assert vectors.shape == (2, 10) and vectors.dtype == torch.float32
         assert close(vectors.norm(dim=-1), torch.ones(2), 1e-6)

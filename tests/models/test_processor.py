@@ -49,7 +49,9 @@ def test_a_saved_processor_is_the_same(tmp_path: Path) -> None:
     assert (again.image_id, again.dec_id, again.label_ids) == (made.image_id, made.dec_id, made.label_ids)
     assert (len(again.text), len(again.llm)) == (len(made.text), len(made.llm))
     prompt = made.prompt("select", ASKED, [Item("a", "Velora tower [B] | was designed by Moro", image="x.png")])
-    assert again.prompt("select", ASKED, [Item("a", "Velora tower [B] | was designed by Moro", image="x.png")]) == prompt
+    assert (
+        again.prompt("select", ASKED, [Item("a", "Velora tower [B] | was designed by Moro", image="x.png")]) == prompt
+    )
     first, second = made.prompts([prompt], {}), again.prompts([prompt], {})
     assert torch.equal(first.ids, second.ids) and torch.equal(first.guide, second.guide)
     assert torch.equal(made.targets(TEXTS), again.targets(TEXTS))
@@ -58,17 +60,19 @@ def test_a_saved_processor_is_the_same(tmp_path: Path) -> None:
 def test_missing_tokenizers_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="text_tokenizer"):
         Processor.load(model_config(), tmp_path)
-    with pytest.raises(CheckpointError, match="model.tokenizer"):
+    with pytest.raises(CheckpointError, match=r"model\.tokenizer"):
         Processor.build(model_config())
 
 
 def test_build_trains_or_loads(tmp_path: Path) -> None:
     processor().text.save_pretrained(tmp_path)
-    config = dataclasses.replace(model_config(), tokenizer=TokenizerConfig(text=str(tmp_path), vocabulary=240))
+    config = dataclasses.replace(model_config(), tokenizer=TokenizerConfig(text=str(tmp_path), vocabulary=260))
     built = Processor.build(config, TEXTS)
     assert built.text.get_vocab() == processor().text.get_vocab()
     assert set(built.llm.get_vocab()) == set(processor().llm.get_vocab())
-    assert len(Processor.build(dataclasses.replace(config, tokenizer=TokenizerConfig(vocabulary=150)), TEXTS).llm) == 150
+    assert (
+        len(Processor.build(dataclasses.replace(config, tokenizer=TokenizerConfig(vocabulary=150)), TEXTS).llm) == 150
+    )
 
 
 def test_targets_are_masked_where_padded() -> None:
@@ -93,7 +97,9 @@ def test_first_tokens() -> None:
 def test_texts_are_padded_on_the_right_and_cut() -> None:
     made = processor()
     ids, mask = made.texts(["Velora", "Velora tower was designed by Moro"])
-    assert mask[1].all() and mask[0].tolist() == sorted(mask[0].tolist(), reverse=True) and mask[0].sum() < mask[1].sum()
+    assert (
+        mask[1].all() and mask[0].tolist() == sorted(mask[0].tolist(), reverse=True) and mask[0].sum() < mask[1].sum()
+    )
     assert (ids[:, 0] == made.text.cls_token_id).all()
     assert (ids[0][mask[0] == 0] == made.text.pad_token_id).all()
     assert made.texts(["word " * 400])[0].shape[1] == made.config.retriever.text_length

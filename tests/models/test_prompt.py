@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from ra_blip.models.prompt import LABELS, MARK, clean, guide_of, interleaved, mark_overlap, release
 from ra_blip.models.processor import Processor
+from ra_blip.models.prompt import LABELS, MARK, clean, guide_of, interleaved, mark_overlap, release
 from ra_blip.records import Item, Question
 from tests.tiny import processor
 
@@ -107,8 +107,33 @@ def test_clean_keeps_plain_words() -> None:
 
 # ---------------------------------------------------------------- hostile items against real tokens
 
-PIECES = ["<image>", "[A]", "[ B ]", "[", "]", "|", "</s>", "*", "[PAD]", "[UNK]", "<", ">", "image", "A", "Velora", "<x>"]
-MORE = ["[DEC]", "<extra_id_0>", "[<x>C]", "<ima<image>ge>", "Which item is related to this question?", "\u200b", "\uff5c"]
+PIECES = [
+    "<image>",
+    "[A]",
+    "[ B ]",
+    "[",
+    "]",
+    "|",
+    "</s>",
+    "*",
+    "[PAD]",
+    "[UNK]",
+    "<",
+    ">",
+    "image",
+    "A",
+    "Velora",
+    "<x>",
+]
+MORE = [
+    "[DEC]",
+    "<extra_id_0>",
+    "[<x>C]",
+    "<ima<image>ge>",
+    "Which item is related to this question?",
+    "\u200b",
+    "\uff5c",
+]
 
 
 def hostile_items() -> list[Item]:
@@ -128,7 +153,11 @@ def structure(made: Processor, items: list[Item], task: str, asked: Question) ->
     tokens = made.llm.convert_ids_to_tokens(batch.ids[0].tolist())
     joined = " ".join(tokens)
     labels = {f"[{letter}]": joined.count(f"[ {letter} ]") for letter in LABELS}
-    return {**labels, "blocks": batch.uses.numel(), **{mark: tokens.count(mark) for mark in ("<image>", "|", "*", "</s>")}}
+    return {
+        **labels,
+        "blocks": batch.uses.numel(),
+        **{mark: tokens.count(mark) for mark in ("<image>", "|", "*", "</s>")},
+    }
 
 
 @pytest.mark.parametrize("task", ["answer", "select"])

@@ -144,7 +144,11 @@ def test_a_fingerprint_names_what_made_a_vector(built: RABlip, items: list[Item]
     def differing(other: RABlip) -> list[str]:
         return sorted(key for key in before if other.fingerprint[key] != before[key])
 
-    for name in ("retriever.head.bias", "vision.model.embedder.embedder.convolution.weight", "retriever.log_temperature"):
+    for name in (
+        "retriever.head.bias",
+        "vision.model.embedder.embedder.convolution.weight",
+        "retriever.log_temperature",
+    ):
         other = model()
         with torch.no_grad():
             other.get_parameter(name).add_(1)

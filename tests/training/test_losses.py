@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ra_blip.training.losses import (
+    concept_loss,
     generation_loss,
     hard_negatives,
     info_nce,
@@ -131,3 +132,11 @@ def test_generation_loss_is_the_mean_over_labelled_tokens() -> None:
     per_token = torch.tensor([[1.0, 2.0, 0.0], [6.0, 0.0, 0.0]])
     assert float(generation_loss(per_token, labels)) == 3.0
     assert float(generation_loss(torch.zeros(1, 2), torch.full((1, 2), -100))) == 0.0
+
+
+def test_concepts_are_summed_and_averaged_over_pictures() -> None:
+    logits, targets = draw(3, 5), torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 1]])
+    chances = torch.sigmoid(logits)
+    expected = -(targets * chances.log() + (1 - targets) * (1 - chances).log()).sum(1).mean()
+    assert float(concept_loss(logits, targets)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(concept_loss(torch.zeros(4, 5), torch.zeros(4, 5))) == pytest.approx(5 * math.log(2))

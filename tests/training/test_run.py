@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ra_blip.models.rablip import RABlip
 from ra_blip.records import Item, Question
 from ra_blip.training import checkpoint
 from ra_blip.training.run import check_same, locked, train
-from ra_blip.training.strategy import choose
+from ra_blip.training.strategy import choose, share
 from tests.tiny import close
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +56,17 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_what_a_run_leaves(straight: Path) -> None:
-    assert {path.name for path in straight.iterdir()} >= {"config.yaml", "params.txt", "log.jsonl", "checkpoints", "model"}
+    assert {path.name for path in straight.iterdir()} >= {
+        "config.yaml",
+        "params.txt",
+        "log.jsonl",
+        "checkpoints",
+        "model",
+    }
     assert [line["step"] for line in log_of(straight)] == [1, 2, 3, 4, 5, 6]
-    assert all(line["loss"] == pytest.approx(line["qa_loss"] + line["askg_loss"], rel=1e-4) for line in log_of(straight))
+    assert all(
+        line["loss"] == pytest.approx(line["qa_loss"] + line["askg_loss"], rel=1e-4) for line in log_of(straight)
+    )
     assert load_config(straight / "config.yaml").train.steps == 6
     assert "frozen" in (straight / "params.txt").read_text()
     assert RABlip.from_pretrained(straight / "model").generate([Question("q", "Who?")], [[Item("a", "Moro")]])
@@ -178,3 +185,38 @@ def test_batch_coupled_stages_refuse_two_ranks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="in-batch negatives"):
         choose(True)
+
+
+def test_two_ranks_train_as_one(world: Path, tmp_path: Path) -> None:
+    train(recipe(tmp_path / "one", world, "train.steps=4"))
+    given = [f"out={tmp_path / 'two'}", f"data.root={world}", "train.steps=4", "checkpoint.every=1"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ra_blip",
+        "train",
+        str(DEBUG),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *launch, *given], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = exported(tmp_path / "one"), exported(tmp_path / "two")
+    far = {name: float((value - two[name]).abs().max()) for name, value in one.items() if not close(value, two[name])}
+    assert far == {}
+    assert [line["step"] for line in log_of(tmp_path / "two")] == [1, 2, 3, 4]
+
+
+def test_ranks_weigh_their_means_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share(7, torch.device("cpu")) == 1.0
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for mine, others in ((6, 2), (2, 6), (0, 0)):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda total, others=others: total.add_(others))
+        shares.append(share(mine, torch.device("cpu")))
+    # Means of 6 and of 2 things, averaged with these weights, are the mean of all 8.
+    assert shares == [1.5, 0.5, 0.0]

@@ -52,7 +52,7 @@ def samples_for(name: str, folder: Path) -> list[Any]:
 
 
 def test_names_of_stages() -> None:
-    assert STAGES == {"pretrain": Pretrain, "retrieve": Retrieve, "rank": Rank, "answer": Answer}
+    assert {"pretrain": Pretrain, "retrieve": Retrieve, "rank": Rank, "answer": Answer} == STAGES
     assert [name for name, stage in STAGES.items() if stage.batch_coupled] == ["pretrain", "retrieve"]  # type: ignore[attr-defined]
 
 
@@ -187,7 +187,9 @@ def test_no_candidate_carries_another_question(count: int, tmp_path: Path) -> No
         assert own[0] in golds[anchor] and not set(own[1:]) & set(golds[anchor])
         assert len({(texts[row], images[row]) for row in rows}) == width
         for row in rows:
-            assert (images[row] is not None) == texts[row].startswith(question), "a text is not conditioned, a picture is"
+            assert (images[row] is not None) == texts[row].startswith(question), (
+                "a text is not conditioned, a picture is"
+            )
             assert not any(other in texts[row] for other in questions if other != question)
 
 

@@ -7,10 +7,12 @@ Splits: the validation photographs are asked about and are never knowledge; trai
 training photographs. Questions without a picture, and comparisons, are split by product: a quarter of the products is
 kept for testing. (Their training photographs are asked about in training: all products are known by sight.)
 
-Categories: ``picture_product`` (which product is this); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the keys
-of :data:`FACTS`. Two more are for training only, as a question with a picture may be answered in two searches:
-``first_hop`` leads from a photograph to all others of the same product (draw one; it has no answer), and
-``second_hop`` is the question with the words that the first search found in place of the picture.
+Categories: ``picture_product`` (which product is this: of a validation photograph it has no answer but the product to
+be found, as what the model then says is measured by the facts); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the
+keys of :data:`FACTS`, of which :data:`ASKED` are told and asked unless others are wanted. Two more are for training only,
+as a question with a picture may be answered in two searches: ``first_hop`` leads from a photograph to the text that names
+its product and to all other photographs of it (draw one of each; it has no answer), and ``second_KEY`` is
+the question with the words that the first search found in place of the picture.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import itertools
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +79,7 @@ FACTS: dict[str, Fact] = {
         for key in ("sugar", "fat", "protein")
     },
 }
+ASKED = ("origin", "maker", "volume", "weight", "sugar")
 RECOGNITION = ("Which product is this?", "What is the name of this product?")
 GROUPS = {"Fruit": "fruit", "Vegetables": "vegetable", "Packages": "packaged product"}
 _NUTRIENTS = {"sugar": ("sugars_g", "of_which_sugars_g"), "fat": ("fat_g",), "protein": ("protein_g",)}
@@ -109,6 +113,10 @@ class Product:
         """The text of the item that names it."""
         return f"{self.name} is a kind of {self.kind}, {self.group}."
 
+    def knowing(self, keys: Sequence[str]) -> Product:
+        """The same product with some of its facts."""
+        return dataclasses.replace(self, facts={key: value for key, value in self.facts.items() if key in keys})
+
     def sentence(self, key: str) -> str:
         """One of its facts as knowledge."""
         return FACTS[key].sentence.format(name=self.name, value=self.facts[key])
@@ -123,19 +131,20 @@ class Photo:
     product: Product
 
 
-def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0) -> Reading:
+def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0, keys: Sequence[str] = ASKED) -> Reading:
     """Read the public folder layout: ``classes.csv``, ``train.txt``, ``val.txt``, the photographs, and ``facts.json``.
 
     Args:
         root: the folder that holds them.
         facts: one text item a ``fact``, or one a ``product`` that tells all.
         seed: draws the held-out products and the compared pairs.
+        keys: which of :data:`FACTS` are told and asked.
 
     Raises:
         DataError: a file is missing or malformed, with its line, or a listed photograph does not exist.
     """
     root = Path(root)
-    products = read_products(root)
+    products = {number: product.knowing(keys) for number, product in read_products(root).items()}
     train, val = read_photos(root, "train", products), read_photos(root, "val", products)
     tested = held_out(products, seed)
     kept = [product for product in products.values() if product.id not in tested]
@@ -144,7 +153,7 @@ def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0) -> Reading
     asked = [product for product in products.values() if product.id in tested]
     return Reading(
         items=photos + texts,
-        questions=[*picture_questions(val, facts), *text_questions(asked, facts, "test", seed)],
+        questions=[*(_unanswered(q) for q in picture_questions(val, facts)), *text_questions(asked, facts, "test", seed)],
         train_questions=[
             *picture_questions(train, facts),
             *first_hops(train),
@@ -260,7 +269,7 @@ def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
     for number, photo in enumerate(photos):
         product = photo.product
         for key, value in {"product": product.name, **product.facts}.items():
-            forms = RECOGNITION if key == "product" else FACTS[key].by_picture
+            forms = _by_picture(key)
             text, gold = forms[number % len(forms)], (_gold(product, key, facts),)
             name = f"{photo.id}.{key}"
             questions.append(Question(name, text, photo.path, (value,), gold, category=f"picture_{key}"))
@@ -268,17 +277,16 @@ def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
 
 
 def first_hops(photos: list[Photo]) -> list[Question]:
-    """Each photograph with one of the questions asked about it, leading to the other photographs of its product."""
+    """Each photograph with one of the questions asked about it, leading to its product's text and other photographs."""
     alike: dict[str, list[str]] = {}
     for photo in photos:
         alike.setdefault(photo.product.id, []).append(photo.id)
     questions = []
     for number, photo in enumerate(photos):
         forms = RECOGNITION + tuple(form for key in photo.product.facts for form in FACTS[key].by_picture)
-        gold = tuple(name for name in alike[photo.product.id] if name != photo.id)
-        if gold:
-            text = forms[number % len(forms)]
-            questions.append(Question(f"{photo.id}.first", text, photo.path, gold=gold, category="first_hop"))
+        gold = (f"{photo.product.id}.product", *(name for name in alike[photo.product.id] if name != photo.id))
+        text = forms[number % len(forms)]
+        questions.append(Question(f"{photo.id}.first", text, photo.path, gold=gold, category="first_hop"))
     return questions
 
 
@@ -286,14 +294,14 @@ def second_hops(products: list[Product], facts: FactLayout) -> list[Question]:
     """The questions about a picture, each with the words of an item that may have been found for it."""
     questions = []
     for product in products:
-        for key, value in product.facts.items():
+        for key, value in {"product": product.name, **product.facts}.items():
             gold = (_gold(product, key, facts),)
             right = {f"{product.id}.product", *gold}
             texts = [item.full_text for item in product_items(product, facts) if item.id in right]
             found = [product.caption, *texts]
-            for number, (form, words) in enumerate(itertools.product(FACTS[key].by_picture, found)):
+            for number, (form, words) in enumerate(itertools.product(_by_picture(key), found)):
                 name = f"{product.id}.second-{key}-{number}"
-                questions.append(Question(name, f"{form} {words}", None, (value,), gold, category="second_hop"))
+                questions.append(Question(name, f"{form} {words}", None, (value,), gold, category=f"second_{key}"))
     return questions
 
 
@@ -330,6 +338,15 @@ def _comparisons(
         name = f"{first.id}.{key}-or-{second.id}"
         questions.append(Question(name, text, None, (large.name,), gold, category=f"compare_{key}"))
     return questions
+
+
+def _by_picture(key: str) -> tuple[str, ...]:
+    return RECOGNITION if key == "product" else FACTS[key].by_picture
+
+
+def _unanswered(question: Question) -> Question:
+    """Recognition in testing: the product is to be found, and no answer is scored."""
+    return dataclasses.replace(question, answers=()) if question.category == "picture_product" else question
 
 
 def _gold(product: Product, key: str, facts: FactLayout) -> str:
