@@ -37,6 +37,7 @@ def _index(parser: Parser) -> None:
     parser.add_argument("items", nargs="?", metavar="ITEMS.jsonl", help="the items to embed")
     parser.add_argument("--model", metavar="DIR", help="model folder; needed unless items are only removed")
     parser.add_argument("--out", required=True, metavar="DIR", help="the index folder")
+    _features(parser)
     parser.add_argument("--add", action="store_true", help="add ITEMS to the index in OUT instead of building anew")
     parser.add_argument("--remove", nargs="+", default=[], metavar="ID", help="remove items from the index in OUT")
 
@@ -47,6 +48,7 @@ def _search(parser: Parser) -> None:
     parser.add_argument("--index", required=True, metavar="DIR", help="index folder")
     parser.add_argument("--k", type=_positive, metavar="K", help="items per question (default: 20, or all of fewer)")
     parser.add_argument("--out", required=True, metavar="HITS.jsonl")
+    _features(parser)
 
 
 def _ask(parser: Parser) -> None:
@@ -55,6 +57,7 @@ def _ask(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
     parser.add_argument("--index", metavar="DIR", help="index folder; needed unless --method none")
     _method(parser)
+    _features(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object: answer, judged, hits, seconds")
 
 
@@ -64,6 +67,7 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--index", metavar="DIR", help="index folder; needed unless nothing is retrieved")
     parser.add_argument("--out", required=True, metavar="DIR", help="where metrics.json and traces.jsonl go")
     _method(parser)
+    _features(parser)
     parser.add_argument("--no-retrieval", action="store_true", help="answer without knowledge: --method none")
     parser.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="further metrics")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffles and distractors")
@@ -71,6 +75,13 @@ def _evaluate(parser: Parser) -> None:
 
 def _method(parser: Parser) -> None:
     parser.add_argument("--method", choices=sorted(commands.METHODS), default="ra_blip", help="(default: %(default)s)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="a=b", help="how to retrieve, e.g. keep=6 rerank=none"
+    )
+
+
+def _features(parser: Parser) -> None:
+    parser.add_argument("--features", metavar="DIR", help="folder that keeps what the vision tower read of each picture")
 
 
 def _report(parser: Parser) -> None:

@@ -68,12 +68,12 @@ def index(arguments: Namespace) -> int:
 
     edited = None if building else KnowledgeIndex.load(arguments.out)
     if edited is None:
-        edited = KnowledgeIndex.build(items, _model(arguments.model))
+        edited = KnowledgeIndex.build(items, _model(arguments.model, arguments.features))
     else:
         if arguments.remove:
             edited.remove(arguments.remove)
         if items:
-            edited.add(items, _model(arguments.model))
+            edited.add(items, _model(arguments.model, arguments.features))
     edited.save(arguments.out)
     print(f"{len(edited)} items in {arguments.out}")
     return 0
@@ -87,7 +87,7 @@ def search(arguments: Namespace) -> int:
     from ra_blip.retrieval.search import search, write_hits
 
     k = arguments.k or min(20, len(knowledge))
-    write_hits(arguments.out, search(_model(arguments.model), knowledge, questions, k))
+    write_hits(arguments.out, search(_model(arguments.model, arguments.features), knowledge, questions, k))
     print(f"{len(questions)} questions, hits in {arguments.out}")
     return 0
 
@@ -95,9 +95,10 @@ def search(arguments: Namespace) -> int:
 def ask(arguments: Namespace) -> int:
     """Answer one question, and show the items that the answer rests on."""
     knowledge = _index(arguments.index) if _retrieves(arguments) else None
-    from ra_blip.generation.pipeline import Pipeline
+    from ra_blip.generation.pipeline import Pipeline, PipelineConfig
 
-    trace = Pipeline(_model(arguments.model), knowledge)(arguments.question, image=arguments.image)
+    pipeline = Pipeline(_model(arguments.model, arguments.features), knowledge, PipelineConfig.of(arguments.set))
+    trace = pipeline(arguments.question, image=arguments.image)
     print(json.dumps(_trace_to_json(trace), ensure_ascii=False) if arguments.json else _trace_to_text(trace))
     return 0
 
@@ -108,12 +109,12 @@ def evaluate(arguments: Namespace) -> int:
     _require_folder(arguments.out)
     knowledge = _index(arguments.index) if _retrieves(arguments) else None
     from ra_blip.evaluation.evaluate import evaluate
+    from ra_blip.generation.pipeline import PipelineConfig
 
-    out = Path(arguments.out)
-    metrics = evaluate(
-        _model(arguments.model), knowledge, questions, out, metrics=arguments.metric, seed=arguments.seed
-    )
-    print(json.dumps({name: metrics[name] for name in ("retrieval", "answer", "askg") if name in metrics}, indent=1))
+    out, config = Path(arguments.out), PipelineConfig.of(arguments.set)
+    model = _model(arguments.model, arguments.features)
+    metrics = evaluate(model, knowledge, questions, out, config, metrics=arguments.metric, seed=arguments.seed)
+    print(json.dumps({name: metrics[name] for name in ("retrieval", "answer", "askg", "extra") if name in metrics}, indent=1))
     print(f"{len(questions)} questions, metrics and traces in {out}")
     return 0
 
@@ -177,10 +178,10 @@ def _retrieves(arguments: Namespace) -> bool:
     return True
 
 
-def _model(folder: str) -> RABlip:
+def _model(folder: str, features: str | None = None) -> RABlip:
     from ra_blip.models.rablip import RABlip
 
-    return RABlip.from_pretrained(folder)
+    return RABlip.from_pretrained(folder, Path(features) if features else None)
 
 
 def _index(folder: str) -> KnowledgeIndex:

@@ -117,7 +117,7 @@ class StageConfig:
     conditioned: float = 0.5  # probability that a batch encodes pictures with the anchor's question (leakage rule)
     conditioned_candidates: int = 8
     hard_negatives: int = 2  # listed or mined negatives encoded per question
-    symmetric: bool = False  # items look for their questions, too
+    symmetric: bool = False  # items look for their questions, too, and pictures for texts of the same question
     token_dropout: float = 0.0  # share of a picture's feature tokens hidden from the Q-Former in training
     caption_dropout: float = 0.0  # probability that a captioned gold or negative picture is read without its caption
     # answer
@@ -148,10 +148,9 @@ class DataConfig:
     pictures: int = 4000  # size of a generated caption set
     categories: list[str] | None = None  # question categories drawn from; all where None
     golds: int = 0  # most golds of each kind (text, picture ...) in one sample, drawn anew each time; 0 takes all
-    balanced: bool = False  # go round the questions' first golds, so that a batch holds each as often as any other
+    balanced: bool = False  # go round the entities of the questions' golds: each is asked about as often as any other
     views: int = 1  # pictures are also seen flipped and cropped, as this many views drawn from; 1 is the picture alone
-    swap_answers: float = 0.0  # probability that question and gold are told with another question's answer
-    rename: bool = False  # generated world: fresh names and facts each time an entity is drawn
+    rename: bool = False  # fresh names and facts each time an entity is drawn
     features: str | None = None  # folder that keeps frozen vision features across runs; memory alone where None
 
 

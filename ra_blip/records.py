@@ -1,4 +1,4 @@
-"""The records that pass between the rooms, and their JSON lines form. This module imports nothing of ours but errors."""
+"""The records that pass between the rooms, and their JSON lines form. It imports nothing of ours but errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, optionally asked with a picture; ``answers``, ``gold`` and ``negatives`` are for training and scoring."""
+    """A question, perhaps asked with a picture; ``answers``, ``gold`` and ``negatives`` are for training and scores."""
 
     id: str
     text: str
@@ -54,7 +54,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """An item with the score that a stage gave it: ``search`` (inner product), ``hop`` (second search), ``rank`` (probability)."""
+    """An item with a stage's score: ``search`` (inner product), ``hop`` (second search), ``rank`` (probability)."""
 
     item: Item
     score: float
@@ -63,16 +63,20 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training sample: a question, the items that answer it, and items that do not."""
+    """One training sample: a question, the items that answer it, and items that do not.
+
+    ``parts`` says, where it is known, what each gold item gives to the answer; with one gold item it is the answer.
+    """
 
     question: Question
     gold: tuple[Item, ...]
     negatives: tuple[Item, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
 class Trace:
-    """Everything that happened to one question: all stages' hits, what was kept, the prompt, the answer, what it rests on.
+    """Everything that happened to one question: all stages' hits, what was kept, prompt, answer, what it rests on.
 
     Attributes:
         hits: hits of every stage, in stage order, best first inside a stage.
@@ -248,8 +252,16 @@ def read_traces(path: str | Path) -> list[Trace]:
 
 
 def with_context(question: Question, item: Item) -> Question:
-    """The question with an item's words behind it and without its picture, for which those words now stand (second hop)."""
+    """The question with an item's words behind it and without its picture, for which they now stand (second hop)."""
     return dataclasses.replace(question, text=f"{question.text} {item.full_text}", image=None)
+
+
+def entity(item: Item) -> str:
+    """A name shared by the items about one thing: the title, else the id up to its last dot, else the id.
+
+    ``velora-tower.view`` and ``velora-tower.design`` are of one entity.
+    """
+    return item.title or item.id.rpartition(".")[0] or item.id
 
 
 def by_id(items: Sequence[Item]) -> dict[str, Item]:

@@ -34,7 +34,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_jsonl(tmp_path / "questions.jsonl", questions)
     models = {"model": FakeModel(), "other": FakeModel(seed=1)}
 
-    def load(folder: str) -> FakeModel:
+    def load(folder: str, features: str | None = None) -> FakeModel:
         if folder not in models:
             raise CheckpointError(f"{folder}: no such model")
         return models[folder]

@@ -113,7 +113,8 @@ class AtlasExamples:
         others = [self._mixed(e, self._picture(e, rng), rng) for e in cast.others([number, chosen], pair)]
         own = [pair[0].design_item(), pair[1].place_item(), pair[0].place_item(), pair[1].design_item()]
         gold = (self._picture(pair[0], rng), self._picture(pair[1], rng))
-        return self._example(two_pictures(pair[0], pair[1], rng), gold, others, own, rng)
+        example = self._example(two_pictures(pair[0], pair[1], rng), gold, others, own, rng)
+        return dataclasses.replace(example, parts=tuple(entity.look.roof for entity in pair))
 
     def question_picture(self, place: int, rng: np.random.Generator) -> Example:
         """A question asked with a picture: the first hop, to the captioned picture, or the second, to the text."""

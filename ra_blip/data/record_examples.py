@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from ra_blip.data.retelling import Retelling
 from ra_blip.errors import DataError
-from ra_blip.records import Example, Item, Question, by_id, read_items, read_jsonl, read_questions
+from ra_blip.records import Example, Item, Question, by_id, entity, read_items, read_jsonl, read_questions
 
 
 class RecordExamples:
@@ -24,8 +25,7 @@ class RecordExamples:
             whose text holds no answer become hard negatives.
         categories: the question categories to use, ``*`` for any letters; all if None.
         golds: most gold items of each kind in a sample, drawn each time; 0 takes all. The question names all of them.
-        swap_answers: probability that a sample tells another answer of its category, in question and gold item alike:
-            what is learned is then to read, not to know (Longpre et al. 2021).
+        rename: tell each sample with made-up names and other facts, see :class:`~ra_blip.data.retelling.Retelling`.
         view: what gives a picture's view by number, 0 being the picture itself, and
         views: how many there are to draw from.
 
@@ -41,12 +41,12 @@ class RecordExamples:
         mined: str | None = None,
         categories: Sequence[str] | None = None,
         golds: int = 0,
-        swap_answers: float = 0.0,
+        rename: bool = False,
         view: Callable[[str, int], str] | None = None,
         views: int = 1,
     ) -> None:
         self.items = by_id(read_items(items))
-        self.golds, self.swap_answers, self.view, self.views = golds, swap_answers, view, views
+        self.golds, self.view, self.views = golds, view, views
         asked = [q for q in read_questions(questions) if categories is None or _among(q.category or "", categories)]
         if not asked:
             raise DataError(f"{questions}: no question of categories {list(categories or [])}")
@@ -57,9 +57,7 @@ class RecordExamples:
                 what = f"gold item {lost[0]!r} is not in {items}" if lost else "has no gold item"
                 raise DataError(f"{questions}: question {question.id!r}: {what}")
         self._mined = _read_mined(mined) if mined else {}
-        self._said: dict[str | None, list[str]] = {}
-        for question in asked:
-            self._said.setdefault(question.category, []).extend(question.answers[:1])
+        self._retelling = Retelling(self.items, asked) if rename else None
         self._kinds: dict[str, list[Item]] = {}
         for item in self.items.values():
             self._kinds.setdefault(item.kind, []).append(item)
@@ -70,7 +68,7 @@ class RecordExamples:
     def draw(self, index: int, rng: np.random.Generator) -> Example:
         """Question ``index`` with its golds and ``negatives`` others in random order, half of them hard where there are any."""
         question = self.questions[index]
-        gold = self._some([self.items[name] for name in question.gold], rng)
+        gold = self._some(question, rng)
         hard = [self.items[n] for n in (*question.negatives, *self._mined.get(question.id, ())) if n in self.items]
         hard = [item for item in hard if item.id not in question.gold and not _answers(item, question)]
         wanted = min(len(hard), (self.negatives + 1) // 2)
@@ -83,30 +81,20 @@ class RecordExamples:
                 chosen.setdefault(pool[i].id, pool[i])
         found = list(chosen.values())
         example = Example(question, gold, tuple(found[i] for i in rng.permutation(len(found))))
-        return self._seen(self._retold(example, rng), rng)
+        return self._seen(self._retelling(example, rng) if self._retelling else example, rng)
 
-    def _some(self, gold: Sequence[Item], rng: np.random.Generator) -> tuple[Item, ...]:
-        """At most ``golds`` of each kind; the first gold's kind comes first."""
+    def _some(self, question: Question, rng: np.random.Generator) -> tuple[Item, ...]:
+        """At most ``golds`` of each kind, the first gold's kind first; the question's own picture only if there is no other."""
+        gold = [self.items[name] for name in question.gold]
         if not self.golds:
             return tuple(gold)
         kinds: dict[str, list[Item]] = {}
         for item in gold:
             kinds.setdefault(item.kind, []).append(item)
+        for kind, same in kinds.items():
+            others = [item for item in same if item.image is None or item.image != question.image]
+            kinds[kind] = others or same
         return tuple(same[i] for same in kinds.values() for i in rng.permutation(len(same))[: self.golds])
-
-    def _retold(self, example: Example, rng: np.random.Generator) -> Example:
-        """The sample with another answer of its category, where the answer stands in the gold item alone."""
-        question = example.question
-        if not self.swap_answers or rng.random() >= self.swap_answers or not question.answers:
-            return example
-        old, pool = question.answers[0], self._said[question.category]
-        new = pool[int(rng.integers(len(pool)))]
-        told = [dataclasses.replace(item, text=item.text.replace(old, new)) for item in example.gold if item.text]
-        if old in question.text or len(told) < len(example.gold) or not all(old in (i.text or "") for i in example.gold):
-            return example
-        return dataclasses.replace(
-            example, question=dataclasses.replace(question, answers=(new,)), gold=tuple(told)
-        )
 
     def _seen(self, example: Example, rng: np.random.Generator) -> Example:
         """The sample with a drawn view of each of its pictures."""
@@ -151,9 +139,9 @@ class CaptionPictures:
 
 
 class BalancedExamples(RecordExamples):
-    """The same samples in an order that goes round the questions' first golds: one question of each, then again.
+    """The same samples in an order that goes round what the questions' first golds are about: a question of each, then again.
 
-    A gold with few questions is asked about as often as one with many: its questions come round again sooner.
+    An entity with few questions is asked about as often as one with many: its questions come round again sooner.
     """
 
     def __len__(self) -> int:
@@ -164,7 +152,7 @@ class BalancedExamples(RecordExamples):
     def _groups(self) -> list[list[int]]:
         groups: dict[str, list[int]] = {}
         for index, question in enumerate(self.questions):
-            groups.setdefault(question.gold[0], []).append(index)
+            groups.setdefault(entity(self.items[question.gold[0]]), []).append(index)
         return list(groups.values())
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
@@ -196,5 +184,5 @@ def _read_mined(path: str) -> dict[str, tuple[str, ...]]:
         try:
             found[str(value["id"])] = tuple(str(hit["id"]) for hit in value["hits"])
         except (KeyError, TypeError):
-            raise DataError(f"{path}, line {number}: not a line of `ra-blip search` (an 'id', and 'hits' with ids)") from None
+            raise DataError(f"{path}, line {number}: no line of `ra-blip search` (an 'id', 'hits' with ids)") from None
     return found

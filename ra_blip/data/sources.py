@@ -70,7 +70,7 @@ def _records(data: DataConfig, stage: StageConfig, out: Path, seed: int) -> Sour
         data.mined,
         data.categories,
         golds=data.golds,
-        swap_answers=data.swap_answers,
+        rename=data.rename,
         view=Views(out / "views"),
         views=data.views,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from ra_blip.records import Item, Question
+from ra_blip.records import Item, Question, entity
 from ra_blip.retrieval.index import KnowledgeIndex
 from ra_blip.retrieval.search import is_negative
 
@@ -22,14 +22,6 @@ def generator(seed: int, purpose: str, question: Question) -> np.random.Generato
     """The random generator of one question for one purpose."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{question.id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
-def entity(item: Item) -> str:
-    """A name shared by the items about one thing: the title, else the id up to its last dot, else the id.
-
-    ``velora-tower.view`` and ``velora-tower.design`` are of one entity.
-    """
-    return item.title or item.id.rpartition(".")[0] or item.id
 
 
 def gold_items(index: KnowledgeIndex, question: Question) -> list[Item]:
@@ -99,10 +91,10 @@ def _nearest(index: KnowledgeIndex, anchors: Sequence[Item], allowed: Callable[[
 def adversarial(
     index: KnowledgeIndex, question: Question, kept: Sequence[Item], rng: np.random.Generator
 ) -> list[Item]:
-    """The kept items with half of them (rounded down) replaced by :func:`wrong_items`, in random order.
+    """The kept items with half of them (rounded down, at least one) replaced by :func:`wrong_items`, in random order.
 
-    Gold items stay; of the others the lowest ranked go first. The replacements are near to the gold items, or to the
-    best kept one where the index holds no gold.
+    Gold items stay; of the others the lowest ranked go first, and where there are not enough of them the wrong items
+    are added. They are near to the gold items, or to the best kept one where the index holds no gold.
 
     Args:
         index: where the replacements come from.
@@ -110,12 +102,14 @@ def adversarial(
         kept: best first.
         rng: decides the order.
     """
-    replaceable = [i for i in reversed(range(len(kept))) if kept[i].id not in question.gold][: len(kept) // 2]
+    count = max(len(kept) // 2, 1)
+    replaceable = [i for i in reversed(range(len(kept))) if kept[i].id not in question.gold][:count]
     anchors = gold_items(index, question) or list(kept[:1])
-    wrong = wrong_items(index, question, anchors, {item.id for item in kept}, len(replaceable))
+    wrong = wrong_items(index, question, anchors, {item.id for item in kept}, count)
     mixed = list(kept)
     for place, item in zip(replaceable, wrong, strict=False):
         mixed[place] = item
+    mixed += wrong[len(replaceable) :]
     return shuffled(mixed, rng)
 
 

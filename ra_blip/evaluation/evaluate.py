@@ -19,7 +19,7 @@ from ra_blip.evaluation.metrics.intervals import bootstrap, paired
 from ra_blip.evaluation.metrics.retrieval import ndcg, recall, reciprocal_rank
 from ra_blip.evaluation.provenance import provenance
 from ra_blip.generation.pipeline import Answerer, Pipeline, PipelineConfig
-from ra_blip.records import Item, Question, Trace, write_jsonl, write_text
+from ra_blip.records import Item, Question, Trace, entity, write_jsonl, write_text
 from ra_blip.retrieval.index import KnowledgeIndex
 from ra_blip.retrieval.search import expanded
 
@@ -63,6 +63,19 @@ def _retrieval(metric: Callable[[Sequence[str], Sequence[str], int], float], k: 
     return lambda trace: metric(_names(trace), trace.question.gold, k) if trace.question.gold else None
 
 
+def _first_entities(k: int) -> Metric:
+    """Whether the first ``k`` different entities of the first search hold that of a gold item."""
+
+    def metric(trace: Trace) -> float | None:
+        hits = trace.stage("search")
+        gold = set(trace.question.gold)
+        wanted = {entity(Item(name)) for name in gold} | {entity(hit.item) for hit in hits if hit.item.id in gold}
+        found = list(dict.fromkeys(entity(hit.item) for hit in hits))[:k]
+        return float(not wanted.isdisjoint(found)) if gold and hits else None
+
+    return metric
+
+
 def _answer(metric: Callable[[str, Sequence[str]], float]) -> Metric:
     return lambda trace: metric(trace.answer, trace.question.answers) if trace.question.answers else None
 
@@ -77,6 +90,8 @@ METRICS: dict[str, Metric] = {
     "recall@10": _retrieval(recall, 10),
     "recall@20": _retrieval(recall, 20),
     "ndcg@10": _retrieval(ndcg, 10),
+    "search_entity@1": _first_entities(1),
+    "search_entity@5": _first_entities(5),
     "exact_match": _answer(exact_match),
     "token_f1": _answer(token_f1),
 }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 from ra_blip.errors import ConfigError, ImageError, QuestionError, RetrievalError
 from ra_blip.records import Item, Question, Trace
@@ -60,16 +60,36 @@ class PipelineConfig:
         relevance: a kept item is judged relevant where the model's probability for it is at least this share of the
             highest one. Relative, because the probabilities of the kept items sum to 1: two items that are both
             needed get about a half each, whatever else is kept. The best is always judged relevant.
+        vote: in the first search of a question with a picture, so many hits are grouped by what they are about; 0: none.
+        focus: the generator is given the kept items that were judged relevant, and not the others.
     """
 
     k: int = 20
     keep: int = 4
     max_images: int = 4
-    threshold: float = 0.0
-    rerank: str = "classifier"
+    threshold: float = 0.1
+    rerank: str = "product"
     hops: int = 2
     batch_size: int = 32
     relevance: float = 0.5
+    vote: int = 0
+    focus: bool = False
+
+    @classmethod
+    def of(cls, given: Sequence[str]) -> PipelineConfig:
+        """The defaults with ``name=value`` pairs put in. Raises :class:`ConfigError` naming the pair and the names."""
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for pair in given:
+            name, _, value = pair.partition("=")
+            try:
+                kind = type(fields[name])
+                values[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+            except (KeyError, ValueError):
+                if name not in fields:
+                    raise ConfigError(f"pipeline: {pair!r} sets none of {', '.join(fields)}") from None
+                raise ConfigError(f"pipeline: {pair!r}: not a value like {fields[name]!r}") from None
+        return cls(**values)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing. Raises :class:`ConfigError` naming key and value."""
@@ -79,8 +99,9 @@ class PipelineConfig:
         for name in ("threshold", "relevance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be from 0 to 1")
-        if self.max_images < 0 or self.hops > 2:
-            raise ConfigError(f"pipeline: max_images {self.max_images} must be 0 or more, hops {self.hops} 1 or 2")
+        if self.max_images < 0 or self.vote < 0 or self.hops > 2:
+            counts = f"max_images {self.max_images} and vote {self.vote}"
+            raise ConfigError(f"pipeline: {counts} must be 0 or more, hops {self.hops} 1 or 2")
         if self.rerank not in RERANKERS:
             raise ConfigError(f"pipeline: rerank {self.rerank!r} is not one of {', '.join(RERANKERS)}")
 
@@ -156,7 +177,8 @@ class Pipeline:
             raise RetrievalError("the index is empty: there is nothing to search")
         k = min(self.config.k, len(self.index))
         with _timed(traces, "search"):
-            found = search(self.model, self.index, questions, k, self.config.hops, self.config.batch_size)
+            config = self.config
+            found = search(self.model, self.index, questions, k, config.hops, config.batch_size, config.vote)
         candidates = [one.candidates for one in found]
         with _timed(traces, "rank"):
             rerank = RERANKERS[self.config.rerank]
@@ -182,12 +204,16 @@ class Pipeline:
         questions = [expanded(trace.question, trace.hits) for trace in traces]
         with _timed(traces, "judge"):
             relevance = self.model.select(questions, knowledge)
-        with _timed(traces, "generate"):
-            generated = self.model.generate(questions, knowledge)
-        for trace, items, shares, one in zip(traces, knowledge, relevance, generated, strict=True):
+        for trace, items, shares in zip(traces, knowledge, relevance, strict=True):
             trace.kept = [item.id for item in items]
             trace.relevance = [round(float(share), 6) for share in shares]
             trace.judged = judged(trace.kept, trace.relevance, self.config.relevance)
+        with _timed(traces, "generate"):
+            if self.config.focus:
+                pairs = zip(traces, knowledge, strict=True)
+                knowledge = [[item for item in items if item.id in trace.judged] for trace, items in pairs]
+            generated = self.model.generate(questions, knowledge)
+        for trace, one in zip(traces, generated, strict=True):
             trace.answer, trace.prompt = one.answer, one.prompt
 
 

@@ -25,7 +25,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``mask`` (B or 1, 1, T or 1, T) bool, a row that may attend nothing yields the output bias."""
+        """(B, T, D) -> (B, T, D); ``mask`` (B or 1, 1, T or 1, T) bool; a row without any gives the output bias."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D/H)
         p = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)  # (B, H, T, D/H)
@@ -69,10 +69,14 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-def init_bert(module: nn.Module, std: float = 0.02) -> None:
-    """BERT's initialisation for one module, to be used with ``nn.Module.apply``: normal(0, 0.02) weights, zero biases."""
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation for one module, to be used with ``nn.Module.apply``: normal weights, zero biases.
+
+    The deviation is 0.02 at BERT's width 768 and grows as the input gets narrower, so that a small model's signals
+    are as strong as a large one's at the start.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(module.weight, std=0.02 * (768 / module.weight.shape[1]) ** 0.5)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
@@ -101,6 +105,5 @@ def unilm_mask(queries: int, text_valid: Tensor) -> Tensor:
     total = queries + length
     position = torch.arange(total, device=text_valid.device)
     sees = (position[None, :] <= position[:, None]) | (position[None, :] < queries)  # (T, T)
-    sees = sees & ~((position[:, None] < queries) & (position[None, :] >= queries))
     valid = torch.cat([text_valid.new_ones(batch, queries), text_valid], dim=1).bool()
     return sees[None, None] & valid[:, None, None, :]

@@ -33,7 +33,7 @@ class FeatureStore:
     def __init__(
         self, compute: Callable[[Sequence[str]], Tensor], key: str, folder: Path | None = None, batch: int = 64
     ) -> None:
-        self.compute, self.batch = compute, batch
+        self.compute, self.key, self.batch = compute, key, batch
         self._memory: dict[str, Tensor] = {}
         self._shards: dict[str, tuple[np.ndarray, int]] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}

@@ -31,7 +31,7 @@ class Weights:
     tensors: dict[str, Tensor]
 
     def into(self, model: nn.Module) -> None:
-        """Load them. Raises :class:`CheckpointError` naming tensors that are missing, unexpected or of another shape."""
+        """Load them. Raises :class:`CheckpointError` naming tensors that are missing, unexpected or misshapen."""
         wanted = unique_tensors(model)
         missing = sorted(set(wanted) - set(self.tensors))
         extra = sorted(set(self.tensors) - set(wanted))

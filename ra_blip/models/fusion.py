@@ -111,7 +111,7 @@ class Retriever(nn.Module):
         return self._project(self.fused(kv, text, text_mask))
 
     def project_queries(self, queries: Tensor) -> Tensor:
-        """Query states of the ``image`` mode (B, Q, width) -> (B, D) unit vectors, as :meth:`picture_vectors` makes them."""
+        """Query states of the ``image`` mode (B, Q, width) -> (B, D) unit vectors, those of :meth:`picture_vectors`."""
         return self._project(self.fusion(queries).mean(dim=1))
 
     def _project(self, pooled: Tensor) -> Tensor:

@@ -92,9 +92,11 @@ class Processor:
         ids: Tensor = encoded.input_ids
         return ids.masked_fill(encoded.attention_mask == 0, -100)
 
-    def first_tokens(self, answers: Sequence[str]) -> Tensor:
-        """(B,) the first LLM token of each answer."""
-        return torch.tensor([ids[0] for ids in self.llm(list(answers), add_special_tokens=False).input_ids])
+    def first_tokens(self, answers: Sequence[str | None]) -> Tensor:
+        """(B,) the first LLM token of each answer, the end token for None."""
+        known = [answer or "" for answer in answers]
+        encoded = self.llm(known, add_special_tokens=False).input_ids if known else []
+        return torch.tensor([ids[0] if ids else self.llm.eos_token_id for ids in encoded], dtype=torch.long)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Token ids (B, A) -> strings."""
@@ -193,7 +195,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, style: str) -> Any:
     words = [normalizer.normalize_str(text) for text in texts]
     inner = tk.Tokenizer(_train_pairs(words, vocabulary, splitter, prefix))
     inner.normalizer, inner.pre_tokenizer = normalizer, splitter
-    inner.decoder = tk.decoders.WordPiece(prefix="##")
+    decimals = tk.decoders.Replace(tk.Regex(r"(?<=\d)\. (?=\d)"), ".")  # the splitter parts 1.5 as it parts sentences
+    inner.decoder = tk.decoders.Sequence([tk.decoders.WordPiece(prefix="##"), tk.decoders.Fuse(), decimals])
     inner.add_special_tokens(SPECIALS)
     parts = "[CLS] $A [SEP]" if style == "bert" else "$A </s>"
     used = ["[CLS]", "[SEP]"] if style == "bert" else ["</s>"]

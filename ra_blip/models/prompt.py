@@ -22,8 +22,8 @@ IMAGE = "<image>"  # where the soft tokens of a picture stand
 LABELS = string.ascii_uppercase  # names of references in the judging task
 STRONG, WEAK = "*", "+"  # prompt-level overlap marks, see `mark_overlap`
 _WORD = re.compile(r"\w+")
-# What would look like markup of ours or of a tokenizer. Single brackets go, too: "[ A ]" and "[|A]" become the tokens of
-# "[A]"; so do their full-width forms, which the tokenizers of large models fold into the plain ones.
+# What would look like markup of ours or of a tokenizer. Single brackets go, too: "[ A ]" and "[|A]" become the tokens
+# of "[A]"; so do their full-width forms, which the tokenizers of large models fold into the plain ones.
 _STRUCTURE = re.compile("<[^<>\\s]{1,20}>|[][|*\uff3b\uff3d\uff5c\uff0a]")
 
 

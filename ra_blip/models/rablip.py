@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ra_blip.config import ModelConfig
 from ra_blip.models.attention import gather_kv
+from ra_blip.models.bert_init import start_from_bert
 from ra_blip.models.features import FeatureStore
 from ra_blip.models.folder import read_folder, write_folder
 from ra_blip.models.fusion import Retriever
@@ -61,11 +62,16 @@ class RABlip(nn.Module):
         self.ranker = Ranker(generator.width)
         self._feature_folder = features
         self._store: FeatureStore | None = None
+        self._fingerprints: dict[str, tuple[list[tuple[int, int]], str]] = {}
 
     @classmethod
     def build(cls, config: ModelConfig, texts: Iterable[str] | None = None, features: Path | None = None) -> RABlip:
         """A new model; tokenizers that have no name are trained on ``texts``. Raises as its parts do."""
-        return cls(config, Processor.build(config, texts), features)
+        model = cls(config, Processor.build(config, texts), features)
+        if config.qformer.text_init:
+            for half in (model.retriever, model.reader):
+                start_from_bert(half.qformer, config.qformer.text_init)
+        return model
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, features: Path | None = None) -> RABlip:
@@ -83,10 +89,10 @@ class RABlip(nn.Module):
 
     def image_features(self, images: Sequence[str]) -> Tensor:
         """Frozen features (B, N, W) of pictures by path; each distinct picture is computed once."""
-        if self._store is None:
-            vision = self.config.vision
-            made = [self.fingerprint_of("vision"), vision.image_size, vision.mean, vision.std, vision.layer]
-            key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+        vision = self.config.vision
+        made = [self.fingerprint_of("vision"), vision.image_size, vision.mean, vision.std, vision.layer]
+        key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+        if self._store is None or self._store.key != key:  # the tower was trained since
             self._store = FeatureStore(self._compute_features, key, self._feature_folder)
         return self._store(images).to(self.device)
 
@@ -94,7 +100,7 @@ class RABlip(nn.Module):
         training = self.vision.training
         self.vision.eval()
         pixels = self.processor.pixels(images).to(self.device)
-        if len(images) == 1:  # convolutions of a batch of one give other bits on a CPU, and bits must not depend on company
+        if len(images) == 1:  # a convolution over a batch of one gives other bits; bits must not depend on company
             pixels = pixels.expand(2, -1, -1, -1)
         with torch.inference_mode():
             features = self.vision(pixels)[: len(images)]
@@ -129,12 +135,16 @@ class RABlip(nn.Module):
         return {"weights": weights.hexdigest()[:16], "preprocessing": preprocessing[:16], "dimension": self.dimension}
 
     def fingerprint_of(self, part: str) -> str:
-        """sha256 over the tensors of one part, by name."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.get_submodule(part).state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """sha256 over the tensors of one part, by name; computed again only after one of them was written to."""
+        tensors = sorted(self.get_submodule(part).state_dict(keep_vars=True).items())
+        mark = [(value.data_ptr(), value._version) for _, value in tensors]
+        if self._fingerprints.get(part, (None, ""))[0] != mark:
+            digest = hashlib.sha256()
+            for name, value in tensors:
+                digest.update(name.encode())
+                digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+            self._fingerprints[part] = (mark, digest.hexdigest())
+        return self._fingerprints[part][1]
 
     @torch.inference_mode()
     def encode_question(self, questions: Sequence[Question]) -> Tensor:

@@ -119,7 +119,7 @@ class Reader(nn.Module):
         return embeds, source
 
     def encode(self, features: Tensor | None, batch: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, T, D) and source ids (B, T) of a batch; ``features`` None where no prompt has a picture."""
+        """Encoder states (B, T, D) and source ids (B, T); ``features`` is None where no prompt has a picture."""
         soft = None if features is None else self.soft_tokens(features, batch)
         embeds, source = self.embed(batch, soft)
         return self.generator.encode(embeds, batch.mask), source

@@ -1,4 +1,4 @@
-"""The frozen eye: any Hugging Face vision model, by name, by folder or built from a config; pixels to patch features."""
+"""The frozen eye: any Hugging Face vision model, by name or folder or built from a config; pixels to features."""
 
 from __future__ import annotations
 

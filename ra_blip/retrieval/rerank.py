@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ra_blip.errors import RetrievalError
 from ra_blip.records import Hit, Item, Question
 from ra_blip.retrieval.embed import batches, item_key, question_key, to_numpy
+
+TEMPERATURE = 0.05  # of the search's softmax: about where contrastive training leaves its own
 
 
 class Judge(Protocol):
@@ -53,8 +56,27 @@ def _pair_key(question: Question, item: Item) -> tuple[str, int]:
     return f"{asked[0]} {known[0]}", asked[1] + known[1]
 
 
+def multiply(
+    model: Judge, questions: Sequence[Question], candidates: Sequence[Sequence[Hit]], batch_size: int
+) -> list[list[Hit]]:
+    """Order by the product of two experts: the ranker's probability, and the search's softmax over the candidates.
+
+    The hits come back as stage ``rank``; their scores sum to 1 over the candidates of a question. Where the ranker
+    cannot tell (pictures without words, say) the order of the search stands. Raises as :func:`classify`.
+    """
+    judged = classify(model, questions, candidates, batch_size)
+    ranked = []
+    for searched, found in zip(candidates, judged, strict=True):
+        probability = {hit.item.id: hit.score for hit in found}
+        weights = [max(probability[hit.item.id], 1e-6) * math.exp(hit.score / TEMPERATURE) for hit in searched]
+        total = sum(weights)
+        hits = [Hit(hit.item, round(w / total, 6), "rank") for hit, w in zip(searched, weights, strict=True)]
+        ranked.append(sorted(hits, key=lambda hit: -hit.score))
+    return ranked
+
+
 Reranker = Callable[[Judge, Sequence[Question], Sequence[Sequence[Hit]], int], list[list[Hit]]]
-RERANKERS: dict[str, Reranker] = {"none": keep_order, "classifier": classify}
+RERANKERS: dict[str, Reranker] = {"none": keep_order, "classifier": classify, "product": multiply}
 
 
 def select(hits: Sequence[Hit], keep: int, max_images: int, threshold: float = 0.0) -> list[Hit]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ra_blip.errors import DataError
-from ra_blip.records import Hit, Item, Question, read_jsonl, with_context, write_jsonl
+from ra_blip.records import Hit, Item, Question, entity, read_jsonl, with_context, write_jsonl
 from ra_blip.retrieval.embed import Encoder, embed_questions
 from ra_blip.retrieval.index import KnowledgeIndex
+
+VOTE_TEMPERATURE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +43,30 @@ def expanded(question: Question, hits: Iterable[Hit]) -> Question:
 
 
 def search(
-    model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, hops: int = 2, batch_size: int = 64
+    model: Encoder,
+    index: KnowledgeIndex,
+    questions: Sequence[Question],
+    k: int,
+    hops: int = 2,
+    batch_size: int = 64,
+    vote: int = 0,
 ) -> list[Found]:
     """The ``k`` best items for every question.
 
     A question asked with a picture is searched for twice where ``hops`` is 2: the best first hit that carries text
     says what the picture shows, and the question with these words is searched for again (``k`` hits of stage ``hop``).
+    Where ``vote`` is not 0, that many hits of such a question's first search are grouped by entity, see :func:`voted`.
 
     Raises:
         RetrievalError: ``k`` is not between 1 and the size of the index.
         IndexMismatch: another model built the index.
     """
     index.check(model)
+    wide = min(max(k, vote), len(index)) if vote and any(question.image for question in questions) else k
+    first = _search(model, index, questions, wide, "search", batch_size)
     found = [
-        Found(question, hits)
-        for question, hits in zip(questions, _search(model, index, questions, k, "search", batch_size), strict=True)
+        Found(question, (voted(hits[:vote]) if vote and question.image else hits)[:k])
+        for question, hits in zip(questions, first, strict=True)
     ]
     if hops < 2:
         return found
@@ -73,6 +85,23 @@ def _search(
     model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, stage: str, batch_size: int
 ) -> list[list[Hit]]:
     return index.search(embed_questions(questions, model, batch_size), k, stage)
+
+
+def voted(hits: Iterable[Hit], temperature: float = VOTE_TEMPERATURE) -> list[Hit]:
+    """One hit an entity (:func:`ra_blip.records.entity`): its best item, scored by all of its items.
+
+    The score is ``t log sum exp(s / t)`` over the scores ``s`` of the entity's items: many pictures of one thing that
+    are alike the question's weigh more than a single one of another. Best first, equal scores in the given order.
+    """
+    groups: dict[str, list[Hit]] = {}
+    for hit in hits:
+        groups.setdefault(entity(hit.item), []).append(hit)
+    summed = []
+    for same in groups.values():
+        best = max(same, key=lambda hit: hit.score)
+        mass = sum(math.exp((hit.score - best.score) / temperature) for hit in same)
+        summed.append(dataclasses.replace(best, score=round(best.score + temperature * math.log(mass), 6)))
+    return sorted(summed, key=lambda hit: -hit.score)
 
 
 def _bridge(hits: Iterable[Hit]) -> Item | None:

@@ -1,4 +1,4 @@
-"""Examples to batches: which prompts, which references in which order, which pictures. All randomness comes from ``rng``."""
+"""Examples to batches: which prompts, which references in which order, which pictures. All draws are ``rng``'s."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def answer_batch(
 
     Returns:
         ``prompts``: PromptBatch of 2B rows, QA rows first; ``images``: pictures in feature order; ``labels`` (2B, A);
-        ``word_reads`` and ``word_targets`` (W,): reads of single gold pictures and the first token of the answer.
+        ``word_reads`` and ``word_targets`` (W,): reads of pictures, where all gold items are pictures and it is known
+        what each says: its first token, or the end token where the picture is not one that is asked for.
 
     Raises:
         DataError: a question without an answer.
@@ -101,16 +102,19 @@ def answer_batch(
         if not said:
             raise DataError(f"question {question.id!r} has no answer to learn; the answer stage needs one for each")
         answers.append(said[int(rng.integers(len(said)))])
-        if len(example.gold) == 1 and example.gold[0].image is not None:
-            words.append(((example.gold[0].image,), guide_of(question, example.gold[0]), answers[-1]))
+        parts = example.parts or (answers[-1],)
+        if len(example.gold) == len(parts) and all(item.image for item in example.gold):
+            said_by = {item.id: part for item, part in zip(example.gold, parts, strict=True)}
+            pictured = [item for item, _ in references if item.image]
+            words += [(((str(i.image),), guide_of(question, i)), said_by.get(i.id)) for i in pictured]
     pictures: dict[str, int] = {}
     prompts = processor.prompts(answer_prompts + select_prompts, pictures)
     row = {read: i for i, read in enumerate(prompts.reads)}
-    known = [(row[images, guide], answer) for images, guide, answer in words if (images, guide) in row]
+    known = [(row[read], word) for read, word in words if read in row]
     return {
         "prompts": prompts,
         "images": list(pictures),
         "labels": processor.targets(answers + letters),
         "word_reads": torch.tensor([read for read, _ in known], dtype=torch.long),
-        "word_targets": processor.first_tokens([answer for _, answer in known]) if known else torch.zeros(0).long(),
+        "word_targets": processor.first_tokens([word for _, word in known]),
     }

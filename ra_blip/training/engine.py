@@ -133,8 +133,8 @@ def _update(
     norm = nn.utils.clip_grad_norm_(trained, run.train.clip or float("inf"))
     if not strategy.all_finite(loss + norm):
         raise TrainingDiverged(
-            f"step {step + 1}: loss {float(loss.detach())}, gradient norm {float(norm)}; lower the learning rate, or look "
-            f"at the samples of this step (seed {run.seed})"
+            f"step {step + 1}: loss {float(loss.detach())}, gradient norm {float(norm)}; lower the learning rate, "
+            f"or look at the samples of this step (seed {run.seed})"
         )
     optimizer.step()
     return {"loss": float(loss.detach()), **{key: float(value.detach()) for key, value in terms.items()}, **report}

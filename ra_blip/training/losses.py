@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """(B, D), (M, D) -> (B, M) inner products in float32, also under autocast: bf16 would blur them at small temperatures."""
+    """(B, D), (M, D) -> (B, M) inner products in float32, also under autocast: bf16 would blur them."""
     with torch.autocast(a.device.type, enabled=False):
         return a.float() @ b.float().T
 
 
 def itc_loss(picture_vectors: Tensor, text_vectors: Tensor, temperature: Tensor) -> Tensor:
-    """Image-text contrastive loss, both directions (BLIP-2): row i of (B, D) belongs to row i of (B, D). log B at chance."""
+    """Image-text contrastive loss, both ways (BLIP-2): row i of (B, D) belongs to row i of (B, D). log B at chance."""
     logits = similarity(picture_vectors, text_vectors) / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,4 +1,4 @@
-"""From a recipe to a trained model folder: builds source, model, stage and strategy, locks the output, runs the loop."""
+"""From a recipe to a trained model folder: builds source, model, stage and strategy, locks the output, runs."""
 
 from __future__ import annotations
 

@@ -150,10 +150,21 @@ class Retrieve(Stage):
         loss = losses.info_nce(asked, vectors, gold, temperature)
         if self.config.symmetric:
             wanted = gold.any(0)
-            loss = (loss + losses.info_nce(vectors[wanted], asked, gold.T[wanted], temperature)) / 2
+            loss = loss + losses.info_nce(vectors[wanted], asked, gold.T[wanted], temperature)
+            loss = (loss + self._alike(batch["items"], vectors, gold)) / 3
         with torch.no_grad():
             best = (asked @ vectors.T).argmax(-1, keepdim=True)
         return {"retrieve_loss": loss}, self._report(gold.gather(1, best))
+
+    def _alike(self, items: Sequence[Item], vectors: Tensor, gold: Tensor) -> Tensor:
+        """Pictures look among the texts for those that answer the same question; 0 where there are none."""
+        pictured = torch.tensor([item.image is not None for item in items], device=gold.device)
+        together = (gold.float().T @ gold.float() > 0)[pictured][:, ~pictured]  # (pictures, texts)
+        some = together.any(1)
+        if not some.any():
+            return vectors.sum() * 0
+        pictures, texts = vectors[pictured][some], vectors[~pictured]
+        return losses.info_nce(pictures, texts, together[some], self.model.retriever.temperature)
 
     def _conditioned(self, batch: Batch, asked: Tensor, gold: Tensor) -> tuple[Losses, Report]:
         """One gold and m other candidates a question, each read under that question."""

@@ -62,7 +62,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_items_hold_training_photographs_and_facts(root: Path) -> None:
-    items = by_id(grocery.read(root).items)
+    items = by_id(grocery.read(root, keys=list(grocery.FACTS)).items)
     photos = [item for item in items.values() if item.image]
     assert len(photos) == 15 and all(f"{root}/train/" in str(item.image) for item in photos)
     assert items["pink-lady.photo-2"].text == "a photo of Pink Lady"
@@ -94,7 +94,7 @@ def test_gold_items_exist_and_hold_the_answer(root: Path, facts: grocery.FactLay
     items = by_id(reading.items)
     for question in reading.questions + reading.train_questions:
         texts = [items[name].full_text for name in question.gold]  # KeyError where an item is missing
-        if question.category != "first_hop":
+        if question.answers:
             assert any(question.answers[0] in text for text in texts), question
     ids = [question.id for question in reading.questions + reading.train_questions]
     assert len(set(ids)) == len(ids)
@@ -120,10 +120,48 @@ def test_named_products_are_split(root: Path) -> None:
     assert not [q for q in by_name if any(name in q.text for name in held)]
 
 
-def test_first_hop_leads_to_the_other_photographs(root: Path) -> None:
+def test_fat_and_protein_are_told_and_asked_only_if_wanted(root: Path) -> None:
+    usual, all_of_them = grocery.read(root), grocery.read(root, keys=list(grocery.FACTS))
+    kinds = [{item.id.partition(".")[2] for item in one.items if not item.image} for one in (usual, all_of_them)]
+    assert kinds[1] - kinds[0] == {"fat", "protein"}
+    asked = [{q.category for q in one.questions} for one in (usual, all_of_them)]
+    assert asked[1] - asked[0] >= {"picture_fat", "picture_protein"}
+    assert not [q for q in usual.questions + usual.train_questions if "fat" in q.text.lower().split()]
+
+
+def test_recognition_is_answered_in_training_only(root: Path) -> None:
+    reading = grocery.read(root)
+    tested, trained = (
+        [q for q in questions if q.category == "picture_product"]
+        for questions in (reading.questions, reading.train_questions)
+    )
+    assert len(tested) == 10 and not any(q.answers for q in tested)
+    assert {q.gold for q in tested} == {(item.id,) for item in reading.items if item.id.endswith(".product")}
+    assert len(trained) == 15 and all(q.answers for q in trained)
+
+
+def test_negatives_are_the_same_fact_of_like_products_and_other_facts_of_the_product(root: Path) -> None:
+    products = [
+        grocery.Product(0, "Oat Drink", "milk", "packaged product", {"volume": "2 l", "sugar": "9 g"}),
+        grocery.Product(1, "Good Milk", "milk", "packaged product", {"volume": "1 l"}),
+        grocery.Product(2, "Lime", "lime", "fruit", {"volume": "1 l"}),
+    ]
+    asked = grocery.with_negatives(grocery.text_questions(products[:1], "fact", "train", 0), products, "fact")
+    assert {q.gold[0]: set(q.negatives) for q in asked} == {
+        "oat-drink.volume": {"good-milk.volume", "oat-drink.product", "oat-drink.sugar"},
+        "oat-drink.sugar": {"oat-drink.product", "oat-drink.volume"},
+    }
+    held = {item.id for item in grocery.read(root).items}
+    assert all(set(q.negatives) <= held for q in grocery.read(root).train_questions)
+
+
+def test_first_hop_leads_to_the_product_and_its_photographs(root: Path) -> None:
     hops = [q for q in grocery.read(root).train_questions if q.category == "first_hop"]
     assert len(hops) == 15 and not any(q.answers for q in hops)
-    assert next(q.gold for q in hops if q.id == "lime.photo-2.first") == ("lime.photo-1", "lime.photo-3")
+    assert next(q.gold for q in hops if q.id == "lime.photo-2.first") == (
+        "lime.product",
+        *(f"lime.photo-{number}" for number in (1, 2, 3)),
+    )
 
 
 def test_second_hop_has_the_found_words_in_place_of_the_picture(root: Path) -> None:
@@ -225,7 +263,7 @@ def test_broken_json_and_missing_files_are_named(root: Path, tmp_path: Path) -> 
 def test_unwritable_output_and_unknown_reader(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError):
-        grocery.write(root, tmp_path / "file")
+        readers.write("grocery", root, tmp_path / "file")
     with pytest.raises(DataError, match="no reader named 'groceries'; there are: flags, grocery"):
         readers.write("groceries", root, tmp_path)
 

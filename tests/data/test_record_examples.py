@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ra_blip.config import DataConfig, StageConfig
-from ra_blip.data.record_examples import CaptionPictures, RecordExamples
+from ra_blip.data.record_examples import BalancedExamples, CaptionPictures, RecordExamples
 from ra_blip.data.sources import SOURCES
 from ra_blip.errors import ConfigError, DataError
 from ra_blip.records import Example, Item, Question, write_jsonl
+from ra_blip.training.engine import samples_at
 
 FACTS = [Item(f"f{i}", f"Fact number {i} speaks of tower {i}.") for i in range(12)]
 ANSWERED = Item("answered", "Another place, and again Velora it is.")
@@ -184,3 +185,37 @@ def test_sources_over_a_generated_world(tmp_path: Path) -> None:
 
 def test_names_of_sources() -> None:
     assert sorted(SOURCES) == ["atlas", "atlas_captions", "captions", "records"]
+
+
+def test_golds_of_each_kind_and_never_the_questions_own_picture(tmp_path: Path) -> None:
+    gold = ("v0", "f0", "v1", "v2", "f1")
+    asked = [Question("q", "Which?", image=str(tmp_path / "0.png"), gold=gold), Question("p", "And?", gold=("v3",))]
+    source = RecordExamples(*write(tmp_path, [*FACTS, *VIEWS], asked), negatives=0, golds=1)
+    seen = Counter(tuple(item.id for item in example.gold) for example in drawn(source, 0, 200))
+    assert set(seen) == {(view, fact) for view in ("v1", "v2") for fact in ("f0", "f1")}
+    assert all(example.question.gold == gold for example in drawn(source, 0)), "the others stay known as golds"
+    alone = [Question("q", "Which?", image=str(tmp_path / "0.png"), gold=("v0",))]
+    (tmp_path / "alone").mkdir()
+    files = write(tmp_path / "alone", [*FACTS, *VIEWS], alone)
+    assert [item.id for item in RecordExamples(*files, negatives=0, golds=1).draw(0, np.random.default_rng()).gold] == ["v0"]
+
+
+def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
+    items = [Item(f"{name}.fact", f"A fact of {name}.") for name in ("a", "b", "c")]
+    asked = [Question(f"{name}{i}", "?", gold=(f"{name}.fact",)) for name, count in (("a", 7), ("b", 2), ("c", 1)) for i in range(count)]
+    source = BalancedExamples(*write(tmp_path, items, asked), negatives=0)
+    assert len(source) == 12  # four rounds of three, the first multiple of three that is not below ten
+    order = source.order(5, 2)
+    assert np.array_equal(order, source.order(5, 2)) and not np.array_equal(order, source.order(5, 3))
+    names = [source.questions[i].id[0] for i in order]
+    assert all(set(names[start : start + 3]) == {"a", "b", "c"} for start in range(0, 12, 3))
+    assert Counter(source.questions[i].id for i in order)["c0"] == 4
+    assert {n for k, n in Counter(source.questions[i].id for i in order).items() if k[0] == "b"} == {2}
+    assert samples_at(source, 1, 3, 5) == samples_at(source, 1, 3, 5)
+
+
+def test_category_patterns_and_views(files: tuple[str, str]) -> None:
+    assert len(RecordExamples(*files, negatives=1, categories=["text_*", "v?ew"])) == 2
+    source = RecordExamples(*files, negatives=1, view=lambda image, number: f"{image}#{number}", views=3)
+    seen = {str(item.image)[-2:] for example in drawn(source, 1) for item in example.gold}
+    assert seen == {"#0", "#1", "#2"}

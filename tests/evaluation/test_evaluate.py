@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ra_blip.errors import ConfigError, DataError, OutputError
-from ra_blip.evaluation.evaluate import MODES, evaluate, summarise
-from ra_blip.records import Item, Question, read_traces
+from ra_blip.evaluation.evaluate import METRICS, MODES, evaluate, summarise
+from ra_blip.records import Hit, Item, Question, Trace, read_traces
 from ra_blip.retrieval.index import KnowledgeIndex
 from tests.fakes import FakeModel, world
 
@@ -142,3 +142,16 @@ def test_errors_come_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file"):
         evaluate(model, None, questions, tmp_path / "file" / "out")
     assert model.calls == [] and not (tmp_path / "metrics.json").exists()
+
+
+def test_the_right_entity_in_the_first_search() -> None:
+    def trace(*names: str) -> Trace:
+        hits = [Hit(Item(name, "text"), 1 - place / 10, "search") for place, name in enumerate(names)]
+        return Trace(Question("q", "?", gold=("lime.product",)), hits=[*hits, Hit(Item("lime.product", "x"), 1, "hop")])
+
+    first, five = METRICS["search_entity@1"], METRICS["search_entity@5"]
+    assert first(trace("lime.photo-1", "kiwi.product")) == 1
+    late = trace("kiwi.1", "kiwi.2", "kiwi.3", "plum.1", "pear.1", "fig.1", "lime.photo-1")
+    assert (first(late), five(late)) == (0, 1)  # seventh hit, fifth entity
+    assert five(trace("kiwi.1", "plum.1", "pear.1", "fig.1", "nut.1", "lime.photo-1")) == 0
+    assert first(Trace(Question("q", "?"))) is None and first(Trace(Question("q", "?", gold=("a",)))) is None

@@ -159,3 +159,19 @@ def test_other_model_and_nan(tmp_path: Path) -> None:
 def test_bad_config(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PipelineConfig(**values)
+
+
+def test_settings_as_pairs() -> None:
+    given = PipelineConfig.of(["keep=2", "rerank=none", "threshold=0.25", "focus=true"])
+    assert given == PipelineConfig(keep=2, rerank="none", threshold=0.25, focus=True)
+    assert PipelineConfig.of([]) == PipelineConfig()
+    for pair, message in (("keeps=2", "'keeps=2' sets none of k, keep"), ("keep=two", "not a value like 4"), ("focus=2", "like False")):
+        with pytest.raises(ConfigError, match=message):
+            PipelineConfig.of([pair])
+
+
+def test_focus_gives_the_generator_what_was_judged_relevant(tmp_path: Path) -> None:
+    wide, narrow = (make(tmp_path, PipelineConfig(focus=focus))("Who designed kimuna tower?") for focus in (False, True))
+    assert wide.kept == narrow.kept and wide.judged == narrow.judged == ["kimuna.design"]
+    assert wide.prompt.split(" | ")[1:] == wide.kept and narrow.prompt.split(" | ")[1:] == ["kimuna.design"]
+    assert narrow.answer == "tavi"

@@ -175,3 +175,9 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     made.pixels([path])
     os.replace(picture(tmp_path, "blue"), path)
     assert made.pixels([path])[0, :, 8, 8].tolist() == [30, 40, 210]
+
+
+def test_decimals_come_back_as_they_were() -> None:
+    t5 = train_tokenizer([*TEXTS, "0.5 kg, 1.05 kg or 9.3 g"], 280, "t5")
+    for text in ("9.3 g", "1.05 kg", "0.5 kg, or in 1921. Velora"):
+        assert t5.decode(t5(text).input_ids, skip_special_tokens=True) == text

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from ra_blip.models.processor import Processor
-from ra_blip.models.prompt import LABELS, MARK, clean, guide_of, interleaved, mark_overlap, release
+from ra_blip.models.prompt import LABELS, STRONG, WEAK, clean, guide_of, interleaved, mark_overlap, release
 from ra_blip.records import Item, Question
 from tests.tiny import processor
 
@@ -70,18 +70,33 @@ def test_release_puts_the_questions_picture_first_and_reads_all_together() -> No
 
 
 def test_marks_by_hand() -> None:
-    asked = "Who designed Velora tower?"
-    assert mark_overlap("Velora tower was designed by Moro", asked) == "** Velora tower was * designed by Moro"
-    assert mark_overlap("the tower of Moro", asked) == "the * tower of Moro"
-    assert mark_overlap("who is it", asked) == "who is it", "three letters are too few"
-    assert mark_overlap("Designed Velora Tower!", asked) == "** Designed Velora Tower!"
-    assert mark_overlap("", asked) == ""
+    asked = "Who designed Velora Tower in Ardia?"
+    assert mark_overlap("Velora Tower was designed by Moro", asked) == (
+        STRONG,
+        f"{STRONG} Velora Tower was designed by Moro",
+    )
+    assert mark_overlap("Kimuna Tower was designed by Tavi", asked) == (WEAK, "Kimuna Tower was designed by Tavi")
+    assert mark_overlap("In Ardia stands Velora Tower.", asked) == (STRONG, f"In Ardia stands {STRONG} Velora Tower.")
+    assert mark_overlap("it was designed by Who", asked) == ("", "it was designed by Who"), (
+        "neither a name nor four letters"
+    )
+    assert mark_overlap("velora tower", asked) == ("", "velora tower")
+    assert mark_overlap("", asked) == ("", "")
 
 
 def test_marks_are_asked_for() -> None:
+    asked = Question("q", "Who designed Velora Tower?")
+    near, far = Item("n", "Velora Tower was designed by Moro."), Item("f", "Kimuna hall")
+    marked = interleaved("answer", asked, [near, far], 2, True).text
+    assert marked.startswith(f"[A{STRONG}] {STRONG} Velora Tower was") and " | [B] Kimuna hall | " in marked
+    assert f"fact: {STRONG} Velora Tower" in release("answer", asked, [near, far], 2, True).text
     for layout in (interleaved, release):
-        assert f"{MARK}{MARK} Velora" in layout("answer", ASKED, [FACT], 2, True).text
-        assert MARK not in layout("answer", ASKED, [FACT], 2, False).text
+        assert not {STRONG, WEAK} & set(layout("answer", asked, [near, far], 2, False).text)
+
+
+def test_marks_are_tokens() -> None:
+    made = processor()
+    assert made.llm.tokenize(f"[A{STRONG}] [B{WEAK}]") == ["[", "A", STRONG, "]", "[", "B", WEAK, "]"]
 
 
 def test_guide_of_a_picture() -> None:

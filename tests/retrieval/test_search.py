@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ra_blip.retrieval.search import (
     mine_negatives,
     read_hits,
     search,
+    voted,
     with_context,
     write_hits,
 )
@@ -154,3 +156,29 @@ def test_select() -> None:
     assert [h.item.id for h in select(hits, 4, 4, threshold=0.95)] == ["b"]
     assert [h.item.id for h in select(hits, 4, 0, threshold=0.95)] == ["d"]
     assert select([], 4, 4) == []
+
+
+def test_voted_sums_over_an_entity_and_keeps_its_best_item() -> None:
+    def hit(name: str, score: float) -> Hit:
+        return Hit(Item(name, "text"), score, "search")
+
+    hits = [hit("a.1", 0.9), hit("b.1", 0.88), hit("b.2", 0.87), hit("a.2", 0.4), hit("c", 0.1)]
+    found = voted(hits, temperature=0.1)
+    assert [one.item.id for one in found] == ["b.1", "a.1", "c"]
+    scores = [0.88 + 0.1 * math.log(1 + math.exp(-0.1)), 0.9 + 0.1 * math.log(1 + math.exp(-5)), 0.1]
+    assert [one.score for one in found] == pytest.approx(scores, abs=1e-6)
+    assert voted([]) == []
+
+
+def test_a_vote_changes_the_first_search_of_a_picture_only(tmp_path: Path) -> None:
+    items, questions = world(tmp_path)
+    model = FakeModel()
+    index = KnowledgeIndex.build(items, model)
+    plain, grouped = (search(model, index, questions, 5, vote=vote) for vote in (0, 30))
+    for question, before, after in zip(questions, plain, grouped, strict=True):
+        if question.image is None:
+            assert after == before
+            continue
+        assert stages(after.hits) == {"search": 5, "hop": 5}
+        assert len({hit.item.id.partition(".")[0] for hit in after.hits[:5]}) == 5
+        assert after.hits[0].item.id == before.hits[0].item.id and after.hits[5:] == before.hits[5:]

@@ -139,14 +139,13 @@ def test_both_branches_ask_the_same_references(made: Processor, tmp_path: Path) 
         assert "Which item is related" not in made.llm.convert_tokens_to_string(answer[-1].split())
 
 
-def test_the_words_of_a_single_gold_picture(made: Processor, tmp_path: Path) -> None:
-    batch = answer_batch(examples(tmp_path), made, StageConfig(), 0.0, rng(1))
-    prompts = batch["prompts"]
-    (read,) = batch["word_reads"].tolist()
-    (images, guide) = prompts.reads[read]
-    assert Path(images[0]).stem == "red-blue" and guide.startswith("What colour is the roof? a view of")
-    assert batch["word_targets"].tolist() == made.first_tokens(["red"]).tolist()
-    assert batch["images"][prompts.slots[read, 0]] == images[0]
+def test_the_gold_picture_says_the_answer_and_the_others_nothing(made: Processor, tmp_path: Path) -> None:
+    batch = answer_batch(examples(tmp_path), made, StageConfig(negatives_min=2), 0.0, rng(1))
+    reads = [batch["prompts"].reads[read] for read in batch["word_reads"].tolist()]
+    said = dict(zip((Path(images[0]).stem for images, _ in reads), batch["word_targets"].tolist(), strict=True))
+    assert all(guide.startswith("What colour is the roof?") for _, guide in reads)
+    assert said.pop("red-blue") == made.first_tokens(["red"]).item()
+    assert said and set(said.values()) == {made.llm.eos_token_id}
     none = answer_batch(examples(tmp_path)[:1], made, StageConfig(), 0.0, rng(1))
     assert none["word_reads"].shape == none["word_targets"].shape == (0,)
 

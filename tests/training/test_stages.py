@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ra_blip.config import ParamRule, StageConfig
 from ra_blip.models.rablip import RABlip
-from ra_blip.records import Example
+from ra_blip.records import Example, Item
 from ra_blip.training import losses
 from ra_blip.training.engine import set_mode
 from ra_blip.training.optim import apply_rules
@@ -278,3 +278,56 @@ def test_the_tower_is_live_where_it_trains_and_cached_where_it_is_frozen(tmp_pat
     assert live.features(images).requires_grad and live.model._store is None
     assert not frozen.features(images).requires_grad and frozen.model._store is not None
     assert not frozen.model.vision.training and live.model.vision.training
+
+
+def retrieve_vectors(stage: Retrieve, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        asked = stage._encode([q.text for q in batch["questions"]], [q.image for q in batch["questions"]])
+        return asked, stage._encode(batch["texts"], [item.image for item in batch["items"]])
+
+
+def test_the_symmetric_loss_is_the_mean_of_three(tmp_path: Path) -> None:
+    stage = staged("retrieve", conditioned=0.0, symmetric=True)
+    batch = stage.collate(examples(tmp_path), rng(), 0)
+    stage.model.eval()
+    asked, vectors = retrieve_vectors(stage, batch)
+    gold, temperature = batch["gold"], stage.model.retriever.temperature
+    pictured = torch.tensor([item.image is not None for item in batch["items"]])
+    together = torch.zeros(int(pictured.sum()), int((~pictured).sum()), dtype=torch.bool)
+    for row in gold:
+        together |= row[pictured][:, None] & row[~pictured][None]
+    wanted, some = gold.any(0), together.any(1)
+    parts = [
+        losses.info_nce(asked, vectors, gold, temperature),
+        losses.info_nce(vectors[wanted], asked, gold.T[wanted], temperature),
+    ]
+    if some.any():
+        texts = vectors[~pictured]
+        parts.append(losses.info_nce(vectors[pictured][some], texts, together[some], temperature))
+    assert close(stage.forward(batch)[0]["retrieve_loss"], torch.stack(parts).sum() / 3, 1e-4)
+
+
+def test_pictures_find_the_texts_of_their_question() -> None:
+    stage = staged("retrieve", symmetric=True)
+    items = [Item("p", image="p.png"), Item("t", "text"), Item("u", "text"), Item("q", image="q.png")]
+    vectors = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+    gold = torch.tensor([[True, True, False, False], [False, False, True, False]])
+    scores = vectors[0] @ vectors[1:3].T / stage.model.retriever.temperature.detach()
+    expected = -torch.log_softmax(scores, -1)[0]  # p belongs to t; q and u have no partner
+    assert close(stage._alike(items, vectors, gold).detach(), expected, 1e-5)
+    assert float(stage._alike(items, vectors, gold[1:]).detach()) == 0
+
+
+def test_captions_and_tokens_are_dropped(tmp_path: Path) -> None:
+    plain, bare = (staged("retrieve", caption_dropout=share) for share in (0.0, 1.0))
+    samples = examples(tmp_path)
+    with_words, without = (stage.collate(samples, rng(), 0) for stage in (plain, bare))
+    assert with_words["texts"] == [item.full_text for item in with_words["items"]]
+    assert without["texts"] == ["" if item.image else item.full_text for item in without["items"]]
+    stage = staged("retrieve", token_dropout=0.75)
+    seen = []
+    inner = stage.model.encode_records
+    stage.model.encode_records = lambda *given: seen.append(given[3].shape) or inner(*given)
+    images = [q.image for q in with_words["questions"] if q.image] or [i.image for i in with_words["items"] if i.image]
+    stage._encode([""] * len(images), images)
+    assert seen[0][1] == max(round(stage.model.vision.patches * 0.25), 1)

@@ -11,7 +11,7 @@ Categories: ``picture_product`` (which product is this: of a validation photogra
 be found, as what the model then says is measured by the facts); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the
 keys of :data:`FACTS`, of which :data:`ASKED` are told and asked unless others are wanted. Two more are for training only,
 as a question with a picture may be answered in two searches: ``first_hop`` leads from a photograph to the text that names
-its product and to all other photographs of it (draw one of each; it has no answer), and ``second_KEY`` is
+its product and to all photographs of it (draw one of each; it has no answer), and ``second_KEY`` is
 the question with the words that the first search found in place of the picture.
 """
 
@@ -151,26 +151,16 @@ def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0, keys: Sequ
     photos = [Item(photo.id, text=photo.product.caption, image=photo.path) for photo in train]
     texts = [item for product in products.values() for item in product_items(product, facts)]
     asked = [product for product in products.values() if product.id in tested]
+    by_words = [*second_hops(kept, facts), *text_questions(kept, facts, "train", seed)]
     return Reading(
         items=photos + texts,
         questions=[*(_unanswered(q) for q in picture_questions(val, facts)), *text_questions(asked, facts, "test", seed)],
         train_questions=[
             *picture_questions(train, facts),
             *first_hops(train),
-            *second_hops(kept, facts),
-            *text_questions(kept, facts, "train", seed),
+            *with_negatives(by_words, list(products.values()), facts),
         ],
     )
-
-
-def write(root: str | Path, out: str | Path, facts: FactLayout = "fact", seed: int = 0) -> dict[str, int]:
-    """:func:`read` ``root`` and write the three JSON lines files into ``out``; returns the counts by file name.
-
-    Raises:
-        DataError: as :func:`read`.
-        OutputError: ``out`` cannot be written.
-    """
-    return read(root, facts, seed).write(out)
 
 
 def read_products(root: Path) -> dict[int, Product]:
@@ -277,14 +267,14 @@ def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
 
 
 def first_hops(photos: list[Photo]) -> list[Question]:
-    """Each photograph with one of the questions asked about it, leading to its product's text and other photographs."""
+    """Each photograph with one of the questions asked about it, leading to its product's text and photographs, its own too."""
     alike: dict[str, list[str]] = {}
     for photo in photos:
         alike.setdefault(photo.product.id, []).append(photo.id)
     questions = []
     for number, photo in enumerate(photos):
         forms = RECOGNITION + tuple(form for key in photo.product.facts for form in FACTS[key].by_picture)
-        gold = (f"{photo.product.id}.product", *(name for name in alike[photo.product.id] if name != photo.id))
+        gold = (f"{photo.product.id}.product", *alike[photo.product.id])
         text = forms[number % len(forms)]
         questions.append(Question(f"{photo.id}.first", text, photo.path, gold=gold, category="first_hop"))
     return questions
@@ -318,6 +308,23 @@ def text_questions(products: list[Product], facts: FactLayout, split: str, seed:
         if fact.comparison:
             questions += _comparisons(products, key, facts, COMPARISONS[split], random.Random(f"{seed}/{split}/{key}"))
     return questions
+
+
+def with_negatives(questions: list[Question], products: list[Product], facts: FactLayout) -> list[Question]:
+    """The questions with what is easily taken for their gold: that fact of like products, other facts of the product."""
+    kinds: dict[str, list[Product]] = {}
+    for product in products:
+        kinds.setdefault(product.kind, []).append(product)
+    near: dict[str, dict[str, None]] = {}
+    for product in products:
+        for key in ("product", *product.facts):
+            own = [_gold(product, other, facts) for other in ("product", *product.facts)]
+            alike = [_gold(one, key, facts) for one in kinds[product.kind] if key == "product" or key in one.facts]
+            near.setdefault(_gold(product, key, facts), {}).update(dict.fromkeys([*alike, *own]))
+    return [
+        dataclasses.replace(q, negatives=tuple(dict.fromkeys(n for g in q.gold for n in near[g] if n not in q.gold)))
+        for q in questions
+    ]
 
 
 def _comparisons(
