@@ -1,7 +1,7 @@
 """The README's table of the demo: mean and range over several finished runs.
 
-    for seed in 1 2 3; do bash run_scripts/demo.sh runs/demo-$seed --seed $seed; done
-    python benchmarks/demo_table.py runs/demo-1 runs/demo-2 runs/demo-3
+for seed in 1 2 3; do bash run_scripts/demo.sh runs/demo-$seed --seed $seed; done
+python benchmarks/demo_table.py runs/demo-1 runs/demo-2 runs/demo-3
 """
 
 from __future__ import annotations

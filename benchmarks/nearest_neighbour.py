@@ -3,9 +3,9 @@
     python benchmarks/nearest_neighbour.py OUT [--features DIR]
 
 OUT is what run_scripts/grocery.sh made: items.jsonl, questions.jsonl, train_questions.jsonl and a model. Writes
-OUT/baselines.json. Nearest neighbour: the mean of each picture's feature map, cosine, over the pictures of the knowledge
-base; right where the nearest is of the same entity as the question's gold item. Commonest answer: of the training
-questions of the same kind (``of_its_kind``) or of all (``of_all``), given to every test question.
+OUT/baselines.json. Nearest neighbour: the mean of each picture's feature map, cosine, over the pictures of the
+knowledge base; right where the nearest is of the same entity as the question's gold item. Commonest answer: of the
+training questions of the same kind (``of_its_kind``) or of all (``of_all``), given to every test question.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pooled(model: RABlip, images: Sequence[str]) -> torch.Tensor:
 
 
 def nearest(model: RABlip, items: Sequence[Item], questions: Sequence[Question]) -> list[float]:
-    """1 where the nearest picture of the knowledge base is of the right entity; one value a distinct picture asked with."""
+    """1 where the nearest known picture is of the right entity; one value a distinct picture asked with."""
     known = [item for item in items if item.image]
     gold = by_id(items)
     asked = {q.image: entity(gold[q.gold[0]]) for q in questions if q.image and q.gold}

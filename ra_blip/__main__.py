@@ -81,7 +81,7 @@ def _method(parser: Parser) -> None:
 
 
 def _features(parser: Parser) -> None:
-    parser.add_argument("--features", metavar="DIR", help="folder that keeps what the vision tower read of each picture")
+    parser.add_argument("--features", metavar="DIR", help="folder that keeps what the vision tower read of pictures")
 
 
 def _report(parser: Parser) -> None:

@@ -114,7 +114,8 @@ def evaluate(arguments: Namespace) -> int:
     out, config = Path(arguments.out), PipelineConfig.of(arguments.set)
     model = _model(arguments.model, arguments.features)
     metrics = evaluate(model, knowledge, questions, out, config, metrics=arguments.metric, seed=arguments.seed)
-    print(json.dumps({name: metrics[name] for name in ("retrieval", "answer", "askg", "extra") if name in metrics}, indent=1))
+    figures = ("retrieval", "answer", "askg", "extra")
+    print(json.dumps({name: metrics[name] for name in figures if name in metrics}, indent=1))
     print(f"{len(questions)} questions, metrics and traces in {out}")
     return 0
 

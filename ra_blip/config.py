@@ -131,8 +131,6 @@ class StageConfig:
     warmup_steps: int = 0  # steps with the two settings below, for a generator trained from nothing
     warmup_askg: float = 1.0
     warmup_retrieved: float = 0.0
-    # rank
-    candidates: int = 20  # retrieved items per question that the ranker learns from
 
 
 @dataclasses.dataclass

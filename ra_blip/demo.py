@@ -128,7 +128,7 @@ def _train(out: Path, seed: int, quick: bool) -> None:
 
 
 def _blank(folder: Path, shared: Sequence[str]) -> None:
-    """The model of the first recipe with random weights: every stage starts from it, so all agree on sizes and words."""
+    """The first recipe's model with random weights: every stage starts from it, so all agree on sizes and words."""
     from ra_blip.data.sources import SOURCES
     from ra_blip.training.run import build_model
 
@@ -177,7 +177,7 @@ class _Chain:
             if code:
                 console = self.runner.folder / done.name / "console.txt"
                 lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise StageFailed(f"stage {done.name} ended with code {code}: {lines[-1] if lines else ''} ({console})")
+                raise StageFailed(f"stage {done.name} ended with code {code}: {(lines or [''])[-1]} ({console})")
         if not self.todo:
             return False
         steps = self.runner.steps(self.todo[0])
@@ -241,7 +241,7 @@ class _Runner:
 
 
 def _die_with_parent() -> None:
-    """In a child, on Linux: end when the demo ends, however that is killed, so that a new demo finds no old stage running."""
+    """In a child, on Linux: end when the demo ends, however it ends, so that the next one finds no stage running."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

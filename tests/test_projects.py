@@ -68,7 +68,11 @@ def eye(tmp_path: Path) -> Path:
 def test_grocery_from_photographs_to_a_report(shop: Path, eye: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert read(["grocery", str(shop), str(out)]) == 0
-    given = [f"data.items={out}/items.jsonl", f"data.questions={out}/train_questions.jsonl", f"data.features={out}/features"]
+    given = [
+        f"data.items={out}/items.jsonl",
+        f"data.questions={out}/train_questions.jsonl",
+        f"data.features={out}/features",
+    ]
     before = [f"model.vision.name={eye}", *SMALL]
     for stage in ("retrieve", "answer", "rank"):
         recipe = str(ROOT / "projects" / "grocery" / f"{stage}.yaml")
@@ -82,12 +86,21 @@ def test_grocery_from_photographs_to_a_report(shop: Path, eye: Path, tmp_path: P
     assert main(["evaluate", *questions, "--set", "vote=20", "k=10", "keep=2", "--metric", "search_entity@5"]) == 0
     assert main(["report", f"{out}/traces.jsonl", "--out", f"{out}/report.html"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["counts"]["extra"]["search_entity@5"] > 8 and set(metrics["by_category"]) >= {"picture_product", "text_origin"}
+    assert metrics["counts"]["extra"]["search_entity@5"] > 8 and set(metrics["by_category"]) >= {
+        "picture_product",
+        "text_origin",
+    }
     traces = read_traces(out / "traces.jsonl")
     pictured = [trace for trace in traces if trace.question.image]
     assert pictured and all(trace.stage("hop") and len(trace.kept) == 2 for trace in pictured)
     assert list((out / "features").rglob("*.npy")) and (out / "report.html").stat().st_size > 1000
-    baseline = [sys.executable, str(ROOT / "benchmarks" / "nearest_neighbour.py"), str(out), "--features", f"{out}/features"]
+    baseline = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "nearest_neighbour.py"),
+        str(out),
+        "--features",
+        f"{out}/features",
+    ]
     subprocess.run(baseline, check=True, capture_output=True, cwd=ROOT)
     found = json.loads((out / "baselines.json").read_text())
     assert found["nearest_neighbour"]["count"] == 8 and 0 <= found["nearest_neighbour"]["accuracy"] <= 1

@@ -63,9 +63,7 @@ PLANS: dict[str, _Plan] = {
         roofs=((0.0, 0.4, 0.25, 0.22),),
         windows=_rows(0.305, 0.125, 0.145, 0.158),
     ),
-    "round": _Plan(
-        walls=((0.0, _BARREL),), roofs=((0.0, 0.42, 0.2, 0.21),), windows=_rows(0.295, 0.13, 0.14, 0.168)
-    ),
+    "round": _Plan(walls=((0.0, _BARREL),), roofs=((0.0, 0.42, 0.2, 0.21),), windows=_rows(0.295, 0.13, 0.14, 0.168)),
     "tapered": _Plan(
         walls=((0.0, ((0.29, 0.0), (0.17, 0.43))),),
         roofs=((0.0, 0.43, 0.17, 0.2),),
@@ -222,9 +220,7 @@ def _door(brush: _Brush, colour: Colour) -> None:
     brush.disc(0.042 * brush.mirror, 0.09, 0.007, (240, 214, 130))
 
 
-def _roof(
-    brush: _Brush, kind: str, colour: Colour, x: float, y: float, half: float, height: float
-) -> float:
+def _roof(brush: _Brush, kind: str, colour: Colour, x: float, y: float, half: float, height: float) -> float:
     """Draw a roof on (``x``, ``y``); returns the height of its top in the middle."""
     eaves, ink, dark = half + 0.03, _edge(colour), _shade(colour)
     brush.box(x, y - 0.014, half, 0.016, _shade(colour, 0.5))
@@ -238,10 +234,14 @@ def _roof(
         rise = min(0.95 * half, 0.19)
         rim = [(x + half * math.cos(a), y + 0.02 + rise * math.sin(a)) for a in np.linspace(0, math.pi, 19)]
         brush.polygon(rim, colour)
-        inner = [(x + brush.mirror * 0.55 * half * abs(math.cos(a)), y + 0.02 + rise * math.sin(a))
-                 for a in np.linspace(0, math.pi / 2, 10)]
-        outer = [(x + brush.mirror * half * abs(math.cos(a)), y + 0.02 + rise * math.sin(a))
-                 for a in np.linspace(0, math.pi / 2, 10)]
+        inner = [
+            (x + brush.mirror * 0.55 * half * abs(math.cos(a)), y + 0.02 + rise * math.sin(a))
+            for a in np.linspace(0, math.pi / 2, 10)
+        ]
+        outer = [
+            (x + brush.mirror * half * abs(math.cos(a)), y + 0.02 + rise * math.sin(a))
+            for a in np.linspace(0, math.pi / 2, 10)
+        ]
         brush.polygon([*outer, *reversed(inner)], dark)
         brush.outline(rim, ink)
         brush.box(x, y, eaves, 0.028, dark, ink)
@@ -282,8 +282,9 @@ def _emblem(brush: _Brush, kind: str, y: float) -> None:
         brush.polygon(spikes, (255, 206, 54), INK)
     elif kind == "moon":
         arc = [(radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(0.25 * math.pi, 1.75 * math.pi, 15)]
-        back = [(0.024 + 0.045 * math.cos(a), 0.045 * math.sin(a))
-                for a in np.linspace(1.7 * math.pi, 0.3 * math.pi, 12)]
+        back = [
+            (0.024 + 0.045 * math.cos(a), 0.045 * math.sin(a)) for a in np.linspace(1.7 * math.pi, 0.3 * math.pi, 12)
+        ]
         brush.polygon([(side * x, middle + h) for x, h in [*arc, *back]], (255, 240, 178), INK)
     else:
         brush.disc(0, middle, radius, (40, 178, 176), INK)

@@ -50,9 +50,7 @@ class Entity:
     split: Split
     picture: str
 
-    def renamed(
-        self, rng: np.random.Generator, taken: Set[str] = frozenset(), like: str | None = None
-    ) -> Entity:
+    def renamed(self, rng: np.random.Generator, taken: Set[str] = frozenset(), like: str | None = None) -> Entity:
         """The same look and pictures under a fresh name, with fresh facts.
 
         Args:

@@ -225,8 +225,11 @@ def _tree(
         for low, half in ((0.12, 0.26), (0.38, 0.2), (0.62, 0.14)):
             top = base - min(1.0, low + 0.42) * height
             pen.polygon(
-                [((x - half * height) * side, (base - low * height) * side), (x * side, top * side),
-                 ((x + half * height) * side, (base - low * height) * side)],
+                [
+                    ((x - half * height) * side, (base - low * height) * side),
+                    (x * side, top * side),
+                    ((x + half * height) * side, (base - low * height) * side),
+                ],
                 fill=green if low < 0.6 else light,
             )
     elif kind == "palm":
@@ -234,8 +237,12 @@ def _tree(
             dx, dy = 0.34 * height * math.cos(angle), 0.26 * height * math.sin(angle)
             cx, cy = x + dx * 0.6, base - 0.68 * height + dy * 0.6
             pen.ellipse(
-                ((cx - 0.16 * height) * side, (cy - 0.075 * height) * side,
-                 (cx + 0.16 * height) * side, (cy + 0.075 * height) * side),
+                (
+                    (cx - 0.16 * height) * side,
+                    (cy - 0.075 * height) * side,
+                    (cx + 0.16 * height) * side,
+                    (cy + 0.075 * height) * side,
+                ),
                 fill=green,
             )
     else:

@@ -15,7 +15,7 @@ from ra_blip.records import Example, Item, Question, by_id, entity, read_items, 
 
 
 class RecordExamples:
-    """Questions with their gold items; negatives are the listed and mined ones first, then random items of the same kind.
+    """Questions with their gold items; negatives are listed and mined ones first, then random items of the same kind.
 
     Args:
         items: path of items.jsonl.
@@ -66,7 +66,7 @@ class RecordExamples:
         return len(self.questions)
 
     def draw(self, index: int, rng: np.random.Generator) -> Example:
-        """Question ``index`` with its golds and ``negatives`` others in random order, half of them hard where there are any."""
+        """Question ``index`` with its golds and ``negatives`` others in random order, half of them hard if possible."""
         question = self.questions[index]
         gold = self._some(question, rng)
         hard = [self.items[n] for n in (*question.negatives, *self._mined.get(question.id, ())) if n in self.items]
@@ -84,7 +84,7 @@ class RecordExamples:
         return self._seen(self._retelling(example, rng) if self._retelling else example, rng)
 
     def _some(self, question: Question, rng: np.random.Generator) -> tuple[Item, ...]:
-        """At most ``golds`` of each kind, the first gold's kind first; the question's own picture only if there is no other."""
+        """At most ``golds`` of each kind, the first gold's kind first; the question's own picture only if need be."""
         gold = [self.items[name] for name in question.gold]
         if not self.golds:
             return tuple(gold)
@@ -139,7 +139,7 @@ class CaptionPictures:
 
 
 class BalancedExamples(RecordExamples):
-    """The same samples in an order that goes round what the questions' first golds are about: a question of each, then again.
+    """The same samples in an order that goes round the entities of the first golds: a question of each, then again.
 
     An entity with few questions is asked about as often as one with many: its questions come round again sooner.
     """

@@ -11,6 +11,7 @@ import numpy as np
 from ra_blip.records import Example, Item, Question, entity
 
 LONGEST_NAME = 4  # words of a made-up name
+ALIKE = 0.5  # share of the made-up names that are like another of the sample
 PUNCTUATION = ".,:;!?()"
 
 
@@ -19,7 +20,8 @@ class Retelling:
 
     What an entity is called is the longest run of words that all texts about it share, or its title; names are made up
     from the words of all names. The value of an item is the answer of the questions that have it as their only gold;
-    another one is drawn from the answers of the same category, half of the time with other digits. Where a question has several golds, values stay.
+    another one is drawn from the answers of the same category, half of the time with other digits. Where a question has
+    several golds, values stay.
 
     Args:
         items: the knowledge base.
@@ -79,13 +81,20 @@ class Retelling:
         old = sorted({name for item in items if (name := self.names.get(entity(item)))}, key=lambda n: (-len(n), n))
         new: dict[str, str] = {}
         for name in old:
-            while True:
-                count = int(rng.integers(1, LONGEST_NAME + 1))
-                made = " ".join(self.words[int(i)] for i in rng.integers(len(self.words), size=count))
-                if made not in new.values():
-                    break
+            while (made := self._name(list(new.values()), rng)) in new.values():
+                pass
             new[name] = made
         return _Renaming(new)
+
+    def _name(self, others: Sequence[str], rng: np.random.Generator) -> str:
+        """One to four words, or, to be told from it, another name of the sample with a word more or a word changed."""
+        size = int(rng.integers(1, LONGEST_NAME + 1))
+        words = [self.words[int(i)] for i in rng.integers(len(self.words), size=size)]
+        if others and rng.random() < ALIKE:
+            like = others[int(rng.integers(len(others)))].split()
+            place = int(rng.integers(len(like)))
+            words = [*like[:place], words[0], *like[place + int(rng.integers(2)) :]]
+        return " ".join(words)
 
 
 class _Renaming:

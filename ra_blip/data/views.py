@@ -17,7 +17,7 @@ AREA = (0.45, 0.9)  # share of the picture that a crop keeps
 
 
 class Views:
-    """The views of a picture by number: 0 is the picture itself, 1 its mirror image, from 2 on crops (every other flipped).
+    """The views of a picture by number: 0 is the picture itself, 1 its mirror image, from 2 on crops (half flipped).
 
     A view follows from the path and the number alone. Copies are written when they are first asked for.
 

@@ -102,7 +102,7 @@ def adversarial(
         kept: best first.
         rng: decides the order.
     """
-    count = max(len(kept) // 2, 1)
+    count = max(len(kept) // 2, 1) if kept else 0
     replaceable = [i for i in reversed(range(len(kept))) if kept[i].id not in question.gold][:count]
     anchors = gold_items(index, question) or list(kept[:1])
     wrong = wrong_items(index, question, anchors, {item.id for item in kept}, count)

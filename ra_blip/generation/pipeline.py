@@ -60,7 +60,7 @@ class PipelineConfig:
         relevance: a kept item is judged relevant where the model's probability for it is at least this share of the
             highest one. Relative, because the probabilities of the kept items sum to 1: two items that are both
             needed get about a half each, whatever else is kept. The best is always judged relevant.
-        vote: in the first search of a question with a picture, so many hits are grouped by what they are about; 0: none.
+        vote: in the first search of a question with a picture, so many hits are grouped by entity; 0: none.
         focus: the generator is given the kept items that were judged relevant, and not the others.
     """
 
@@ -78,7 +78,7 @@ class PipelineConfig:
     @classmethod
     def of(cls, given: Sequence[str]) -> PipelineConfig:
         """The defaults with ``name=value`` pairs put in. Raises :class:`ConfigError` naming the pair and the names."""
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for pair in given:
             name, _, value = pair.partition("=")

@@ -1,11 +1,11 @@
-"""Start a Q-Former's text side from a BERT: embeddings, self-attention, feed-forwards (BLIP-2 starts from bert-base)."""
+"""Start a Q-Former's text side from a BERT: embeddings, self-attention, feed-forwards (BLIP-2: from bert-base)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ra_blip.errors import CheckpointError
 from ra_blip.models.qformer import QFormer
@@ -54,7 +54,7 @@ def _copy(own: Tensor, given: Tensor) -> None:
     own[:rows] = given[:rows]
 
 
-def _load(name: str) -> nn.Module:
+def _load(name: str) -> Any:
     from transformers import AutoModel
 
     try:
@@ -64,7 +64,7 @@ def _load(name: str) -> nn.Module:
         raise CheckpointError(f"model.qformer.text_init: {name!r} cannot be loaded: {first}") from None
     if getattr(model.config, "model_type", "") != "bert":
         raise CheckpointError(f"model.qformer.text_init: {name!r} is a {model.config.model_type!r}, not a 'bert'")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check(qformer: QFormer, found: Any, name: str) -> None:

@@ -48,9 +48,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def test_caption_says_every_attribute() -> None:
-    assert caption(LOOK) == (
-        "a round white building with a pointed red roof, three windows, a blue door and a star"
-    )
+    assert caption(LOOK) == ("a round white building with a pointed red roof, three windows, a blue door and a star")
     assert caption(dataclasses.replace(LOOK, windows=1)).count("one window,") == 1
     for seed in range(40):
         said = re.findall(r"\w+", paraphrase(LOOK, np.random.default_rng(seed)))

@@ -197,12 +197,18 @@ def test_golds_of_each_kind_and_never_the_questions_own_picture(tmp_path: Path) 
     alone = [Question("q", "Which?", image=str(tmp_path / "0.png"), gold=("v0",))]
     (tmp_path / "alone").mkdir()
     files = write(tmp_path / "alone", [*FACTS, *VIEWS], alone)
-    assert [item.id for item in RecordExamples(*files, negatives=0, golds=1).draw(0, np.random.default_rng()).gold] == ["v0"]
+    assert [item.id for item in RecordExamples(*files, negatives=0, golds=1).draw(0, np.random.default_rng()).gold] == [
+        "v0"
+    ]
 
 
 def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
     items = [Item(f"{name}.fact", f"A fact of {name}.") for name in ("a", "b", "c")]
-    asked = [Question(f"{name}{i}", "?", gold=(f"{name}.fact",)) for name, count in (("a", 7), ("b", 2), ("c", 1)) for i in range(count)]
+    asked = [
+        Question(f"{name}{i}", "?", gold=(f"{name}.fact",))
+        for name, count in (("a", 7), ("b", 2), ("c", 1))
+        for i in range(count)
+    ]
     source = BalancedExamples(*write(tmp_path, items, asked), negatives=0)
     assert len(source) == 12  # four rounds of three, the first multiple of three that is not below ten
     order = source.order(5, 2)

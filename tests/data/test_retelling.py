@@ -18,7 +18,9 @@ ITEMS = by_id(
         Item("alone", "A text about nothing else."),
     ]
 )
-ORIGIN = Question("q1", "Where is it from? Oat Milk comes from Sweden.", None, ("Sweden",), ("oat-milk.origin",), (), "o")
+ORIGIN = Question(
+    "q1", "Where is it from? Oat Milk comes from Sweden.", None, ("Sweden",), ("oat-milk.origin",), (), "o"
+)
 OTHER = Question("q2", "Where is Milk from?", None, ("Norway",), ("milk.origin",), (), "o")
 MORE = Question("q3", "Which has more sugar, Oat Milk or Milk?", None, ("Milk",), ("oat-milk.sugar", "milk.sugar"))
 NAME = Question("q4", "Which is this? Oat Milk is a kind of milk.", None, ("Oat Milk",), ("oat-milk.product",), (), "n")
@@ -73,6 +75,8 @@ def test_a_draw_is_a_pure_function() -> None:
 
 
 def test_shared_run() -> None:
-    assert shared_run(["a photo of Red Beet", "Red Beet comes from Peru.", "One piece of Red Beet weighs"]) == "Red Beet"
+    assert (
+        shared_run(["a photo of Red Beet", "Red Beet comes from Peru.", "One piece of Red Beet weighs"]) == "Red Beet"
+    )
     assert shared_run(["Peru, climate: dry", "the flag of Peru", "The languages of Peru: Spanish."]) == "Peru"
     assert shared_run(["Beet", "Beetroot"]) == "" and shared_run(["Beet"]) == ""

@@ -20,6 +20,7 @@ pytest.importorskip("faiss")
 
 def make(tmp_path: Path, config: PipelineConfig | None = None, max_items: int = 8) -> Pipeline:
     model = FakeModel(max_items=max_items)
+    config = config or PipelineConfig(rerank="classifier", threshold=0.0)
     return Pipeline(model, KnowledgeIndex.build(world(tmp_path)[0], model), config)
 
 
@@ -83,7 +84,9 @@ def test_without_an_index(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     assert len(make(tmp_path, max_items=2)("velora tower").kept) == 2
-    trace = make(tmp_path, PipelineConfig(k=500, keep=50, max_images=1), max_items=40)("velora tower")
+    trace = make(
+        tmp_path, PipelineConfig(k=500, keep=50, max_images=1, rerank="classifier", threshold=0.0), max_items=40
+    )("velora tower")
     assert len(trace.stage("search")) == 30  # all there is
     assert sum(name.endswith(".view") for name in trace.kept) == 1 and len(trace.kept) == 21
     trace = make(tmp_path, PipelineConfig(threshold=1.0))("Who designed velora tower tomorrow?")
@@ -165,13 +168,19 @@ def test_settings_as_pairs() -> None:
     given = PipelineConfig.of(["keep=2", "rerank=none", "threshold=0.25", "focus=true"])
     assert given == PipelineConfig(keep=2, rerank="none", threshold=0.25, focus=True)
     assert PipelineConfig.of([]) == PipelineConfig()
-    for pair, message in (("keeps=2", "'keeps=2' sets none of k, keep"), ("keep=two", "not a value like 4"), ("focus=2", "like False")):
+    for pair, message in (
+        ("keeps=2", "'keeps=2' sets none of k, keep"),
+        ("keep=two", "not a value like 4"),
+        ("focus=2", "like False"),
+    ):
         with pytest.raises(ConfigError, match=message):
             PipelineConfig.of([pair])
 
 
 def test_focus_gives_the_generator_what_was_judged_relevant(tmp_path: Path) -> None:
-    wide, narrow = (make(tmp_path, PipelineConfig(focus=focus))("Who designed kimuna tower?") for focus in (False, True))
+    wide, narrow = (
+        make(tmp_path, PipelineConfig(focus=focus))("Who designed kimuna tower?") for focus in (False, True)
+    )
     assert wide.kept == narrow.kept and wide.judged == narrow.judged == ["kimuna.design"]
     assert wide.prompt.split(" | ")[1:] == wide.kept and narrow.prompt.split(" | ")[1:] == ["kimuna.design"]
     assert narrow.answer == "tavi"

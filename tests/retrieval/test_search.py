@@ -182,3 +182,16 @@ def test_a_vote_changes_the_first_search_of_a_picture_only(tmp_path: Path) -> No
         assert stages(after.hits) == {"search": 5, "hop": 5}
         assert len({hit.item.id.partition(".")[0] for hit in after.hits[:5]}) == 5
         assert after.hits[0].item.id == before.hits[0].item.id and after.hits[5:] == before.hits[5:]
+
+
+def test_the_product_of_search_and_ranker() -> None:
+    class Judge:
+        def judge(self, questions: Sequence[Question], items: Sequence[Item]) -> np.ndarray:
+            return np.array([{"a": 0.2, "b": 0.8, "c": 0.5}[item.id] for item in items])
+
+    searched = [Hit(Item(name, text=name), score, "search") for name, score in (("a", 0.9), ("b", 0.85), ("c", 0.2))]
+    (found,) = RERANKERS["product"](Judge(), [Question("q", "x")], [searched], 8)
+    weights = {"a": 0.2 * math.exp(18), "b": 0.8 * math.exp(17), "c": 0.5 * math.exp(4)}  # score / 0.05
+    total = sum(weights.values())
+    assert [hit.item.id for hit in found] == ["b", "a", "c"] and {hit.stage for hit in found} == {"rank"}
+    assert [hit.score for hit in found] == pytest.approx([weights[n] / total for n in "bac"], abs=1e-6)

@@ -7,12 +7,12 @@ Splits: the validation photographs are asked about and are never knowledge; trai
 training photographs. Questions without a picture, and comparisons, are split by product: a quarter of the products is
 kept for testing. (Their training photographs are asked about in training: all products are known by sight.)
 
-Categories: ``picture_product`` (which product is this: of a validation photograph it has no answer but the product to
-be found, as what the model then says is measured by the facts); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the
-keys of :data:`FACTS`, of which :data:`ASKED` are told and asked unless others are wanted. Two more are for training only,
-as a question with a picture may be answered in two searches: ``first_hop`` leads from a photograph to the text that names
-its product and to all photographs of it (draw one of each; it has no answer), and ``second_KEY`` is
-the question with the words that the first search found in place of the picture.
+Categories: ``picture_product`` (which product is this? of a validation photograph it has no answer, only the product to
+be found); ``picture_KEY``, ``text_KEY`` and ``compare_KEY`` for the keys of :data:`FACTS`, of which :data:`ASKED` are
+told and asked unless others are wanted. Two more are for training only, as a question with a picture may be answered in
+two searches: ``first_hop`` leads from a photograph to the text that names its product and to all its photographs (draw
+one of each; it has no answer), and ``second_KEY`` is the question with the words that the first search found in place
+of the picture.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0, keys: Sequ
     by_words = [*second_hops(kept, facts), *text_questions(kept, facts, "train", seed)]
     return Reading(
         items=photos + texts,
-        questions=[*(_unanswered(q) for q in picture_questions(val, facts)), *text_questions(asked, facts, "test", seed)],
+        questions=[*map(_unanswered, picture_questions(val, facts)), *text_questions(asked, facts, "test", seed)],
         train_questions=[
             *picture_questions(train, facts),
             *first_hops(train),
@@ -267,7 +267,7 @@ def picture_questions(photos: list[Photo], facts: FactLayout) -> list[Question]:
 
 
 def first_hops(photos: list[Photo]) -> list[Question]:
-    """Each photograph with one of the questions asked about it, leading to its product's text and photographs, its own too."""
+    """Each photograph with one of the questions asked about it, leading to its product's text and photographs."""
     alike: dict[str, list[str]] = {}
     for photo in photos:
         alike.setdefault(photo.product.id, []).append(photo.id)
@@ -311,7 +311,7 @@ def text_questions(products: list[Product], facts: FactLayout, split: str, seed:
 
 
 def with_negatives(questions: list[Question], products: list[Product], facts: FactLayout) -> list[Question]:
-    """The questions with what is easily taken for their gold: that fact of like products, other facts of the product."""
+    """The questions with what is easily taken for their gold: that fact of like products, other facts of it."""
     kinds: dict[str, list[Product]] = {}
     for product in products:
         kinds.setdefault(product.kind, []).append(product)
