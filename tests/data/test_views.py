@@ -53,7 +53,7 @@ def test_a_view_follows_from_path_and_number(picture: str, tmp_path: Path) -> No
 
 def test_bad_picture_and_bad_folder(picture: str, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match="broken.png"):
+    with pytest.raises(ImageError, match=r"broken\.png"):
         Views(tmp_path / "views")(str(tmp_path / "broken.png"), 1)
     with pytest.raises(OutputError, match="cannot be written"):
         Views(tmp_path / "broken.png")(picture, 1)
