@@ -6,6 +6,6 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" cpu
 
 project=grocery data=grocery_store out="${1:-runs/grocery}"
-set_up=(vote=100 keep=6)
+set_up=(vote=200 keep=1 rerank=none)
 . "$root/run_scripts/project.sh"
 python "$root/benchmarks/nearest_neighbour.py" "$out" --features "$out/features"
