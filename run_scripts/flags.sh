@@ -6,5 +6,5 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" cpu
 
 project=flags data=country_flags out="${1:-runs/flags}"
-set_up=(keep=6)
+set_up=(keep=3 focus=true)
 . "$root/run_scripts/project.sh"
