@@ -63,7 +63,8 @@ class FromScratchConfig:
 
     overlap_marks: bool = False  # the prompt marks the words that an item shares with the question
     copy_head: bool = False  # pointer-generator output over the source tokens
-    local_mixing: bool = False  # a width-3 convolution over the prompt embeddings
+    local_mixing: bool = False  # a width-5 convolution over the prompt embeddings
+    match_head: bool = False  # a direction of the soft tokens that says "this picture is the one asked for"
 
 
 @dataclasses.dataclass
@@ -125,6 +126,7 @@ class StageConfig:
     qa: float = 1.0
     askg: float = 0.1
     answer_word: float = 0.0  # the answer's first word read off the projected query tokens of a single gold picture
+    answer_match: float = 0.0  # tell, by those tokens, the wordless picture that is asked for (needs the match_head)
     negatives_min: int = 1
     negatives_max: int = 4
     retrieved: float = 0.3  # probability that the QA prompt holds distractors too

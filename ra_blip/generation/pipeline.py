@@ -61,7 +61,7 @@ class PipelineConfig:
             highest one. Relative, because the probabilities of the kept items sum to 1: two items that are both
             needed get about a half each, whatever else is kept. The best is always judged relevant.
         vote: in the first search of a question with a picture, so many hits are grouped by entity; 0: none.
-        focus: the generator is given the kept items that were judged relevant, and not the others.
+        focus: the answer is given from the kept items that were judged relevant alone; otherwise from all of them.
     """
 
     k: int = 20
@@ -73,7 +73,7 @@ class PipelineConfig:
     batch_size: int = 32
     relevance: float = 0.5
     vote: int = 0
-    focus: bool = False
+    focus: bool = True
 
     @classmethod
     def of(cls, given: Sequence[str]) -> PipelineConfig:

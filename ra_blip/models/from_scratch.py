@@ -45,15 +45,31 @@ class ConceptHead(nn.Module):
         return hot.scatter_reduce_(1, pairs, text_mask[:, 1:].to(hot.dtype), "amax")
 
 
-class LocalMixing(nn.Module):
-    """A residual width-3 convolution over the prompt embeddings: every token learns its neighbours' names.
+class MatchHead(nn.Linear):
+    """A direction of the soft tokens that says "this picture is the one that is asked for".
 
-    It gives a shallow encoder the "what stood before me" that copying needs.
+    Trained to tell the right picture among others without words (``stage.answer_match``), it writes into the soft
+    tokens what judging (ASKG) then reads there; alone, ASKG does not find it in minutes. Unused in inference.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def forward(self, soft: Tensor) -> Tensor:
+        """(R, Q, D) soft tokens of R reads -> (R,) logits."""
+        return super().forward(soft.mean(1))[:, 0]
+
+
+class LocalMixing(nn.Module):
+    """A residual width-5 convolution over the prompt embeddings: every token learns its neighbours' names.
+
+    It gives a shallow encoder the "what stood before me" that copying needs; two tokens of it, for one alone does not
+    say where in ``1800`` a ``0`` stands.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, width, 3, padding=1)
+        self.conv = nn.Conv1d(width, width, 5, padding=2)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """(B, T, D) with valid positions (B, T) -> (B, T, D)."""

@@ -92,10 +92,9 @@ class Processor:
         ids: Tensor = encoded.input_ids
         return ids.masked_fill(encoded.attention_mask == 0, -100)
 
-    def first_tokens(self, answers: Sequence[str | None]) -> Tensor:
-        """(B,) the first LLM token of each answer, the end token for None."""
-        known = [answer or "" for answer in answers]
-        encoded = self.llm(known, add_special_tokens=False).input_ids if known else []
+    def first_tokens(self, answers: Sequence[str]) -> Tensor:
+        """(B,) the first LLM token of each answer, the end token for an empty one."""
+        encoded = self.llm(list(answers), add_special_tokens=False).input_ids if answers else []
         return torch.tensor([ids[0] if ids else self.llm.eos_token_id for ids in encoded], dtype=torch.long)
 
     def decode(self, ids: Tensor) -> list[str]:
@@ -217,14 +216,14 @@ def _train_pairs(texts: Sequence[str], vocabulary: int, splitter: Any, prefix: s
 
     spaced = {word for text in texts for word in text.split()}
     words = {piece for word in spaced for piece, _ in splitter.pre_tokenize_str(word)}
-    letters = sorted({*string.ascii_lowercase, *string.digits}.union(*words))
+    letters = sorted({*string.ascii_lowercase, *string.digits}.union(*(word[1:] if prefix else word for word in words)))
     inside = [f"{prefix}{letter}" for letter in letters]
     inner = tk.Tokenizer(tk.models.BPE(unk_token="[UNK]", continuing_subword_prefix=prefix))
     inner.pre_tokenizer = splitter
     trainer = tk.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[*SPECIALS, *inside],
-        initial_alphabet=[*LABELS, *string.ascii_lowercase, *string.digits, *"[]|:;*+?.,'-"],
+        initial_alphabet=[*LABELS, *string.ascii_lowercase, *string.digits, *"[]|:;*^+?.,'-"],
         continuing_subword_prefix=prefix,
         show_progress=False,
     )

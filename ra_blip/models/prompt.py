@@ -20,11 +20,11 @@ from ra_blip.records import Item, Question
 
 IMAGE = "<image>"  # where the soft tokens of a picture stand
 LABELS = string.ascii_uppercase  # names of references in the judging task
-STRONG, WEAK = "*", "+"  # prompt-level overlap marks, see `mark_overlap`
+FIRST, LATER, WEAK = "*", "^", "+"  # prompt-level overlap marks, see `mark_overlap`
 _WORD = re.compile(r"\w+")
 # What would look like markup of ours or of a tokenizer. Single brackets go, too: "[ A ]" and "[|A]" become the tokens
 # of "[A]"; so do their full-width forms, which the tokenizers of large models fold into the plain ones.
-_STRUCTURE = re.compile("<[^<>\\s]{1,20}>|[][|*\uff3b\uff3d\uff5c\uff0a]")
+_STRUCTURE = re.compile("<[^<>\\s]{1,20}>|[][|*^\uff3b\uff3d\uff5c\uff0a\uff3e]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +50,45 @@ def clean(text: str) -> str:
 def mark_overlap(text: str, question: str) -> tuple[str, str]:
     """Mark what a text shares with the question: names, that is capitalised words of four letters or more.
 
-    A shared name of several words ("Velora Tower") gets the strong mark, a single shared word ("Tower") the weak one.
-    This is a crutch for a generator trained from nothing; a pretrained LLM compares names by itself.
+    A shared name of several words ("Velora Tower") gets a strong mark: ``*`` where the question names it first, ``^``
+    where it names another before it, so that an answer can follow the question's order. A single shared word
+    ("Tower") gets the weak mark. This is a crutch for a generator trained from nothing; a pretrained LLM compares
+    names by itself.
 
     Returns:
         the mark of the whole text (its strongest, empty for none), to stand beside its label, and the text with the
         strong mark before each shared name.
     """
-    asked = {word for word in _WORD.findall(question) if word[0].isupper() and len(word) > 3}
+    asked = _name_places(question)
     words = text.split()
-    shared = [bool(asked.intersection(_WORD.findall(word))) for word in words]
+    places = [min((asked[part] for part in _WORD.findall(word) if part in asked), default=None) for word in words]
     out: list[str] = []
     strongest = ""
     for i, word in enumerate(words):
-        begins = shared[i] and not (i and shared[i - 1])
-        if begins:
-            strong = i + 1 < len(words) and shared[i + 1]
-            out += [STRONG] if strong else []
-            strongest = STRONG if strong else strongest or WEAK
+        place = places[i]
+        if place is not None and not (i and places[i - 1] is not None):
+            if i + 1 < len(words) and places[i + 1] is not None:
+                mark = LATER if place else FIRST
+                out.append(mark)
+                strongest = mark if strongest in ("", WEAK) else strongest
+            else:
+                strongest = strongest or WEAK
         out.append(word)
     return strongest, " ".join(out)
+
+
+def _name_places(question: str) -> dict[str, int]:
+    """Each capitalised word of four letters or more -> how many names of several words stand before its own."""
+    places: dict[str, int] = {}
+    names, run = 0, 0
+    for word in [*question.split(), ""]:
+        parts = [part for part in _WORD.findall(word) if part[0].isupper() and len(part) > 3]
+        for part in parts:
+            places.setdefault(part, names)
+        if not parts:
+            names += run > 1
+        run = run + 1 if parts else 0
+    return places
 
 
 def guide_of(question: Question, item: Item) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ra_blip.config import GeneratorConfig, QFormerConfig
 from ra_blip.models.attention import KeyValue, gather_kv
+from ra_blip.models.from_scratch import MatchHead
 from ra_blip.models.generator import Generator
 from ra_blip.models.qformer import QFormer
 
@@ -75,6 +76,7 @@ class Reader(nn.Module):
         self.qformer = QFormer(qformer, vocabulary, feature_width)
         self.project = nn.Linear(qformer.width, generator.width)
         self.generator = generator
+        self.match_head = MatchHead(generator.width) if config.from_scratch.match_head else None
         self.joint = config.layout == "release"
         if self.joint:  # zero at the start: with one picture the model equals InstructBLIP
             self.slot_embedding = nn.Parameter(torch.zeros(config.image_slots, 1, feature_width))

@@ -13,6 +13,7 @@ from ra_blip.config import StageConfig
 from ra_blip.errors import DataError
 from ra_blip.models.processor import Processor
 from ra_blip.models.prompt import LABELS, guide_of
+from ra_blip.models.reader import Read
 from ra_blip.records import Example, Item, Question
 
 Batch = dict[str, Any]
@@ -77,13 +78,14 @@ def answer_batch(
 
     Returns:
         ``prompts``: PromptBatch of 2B rows, QA rows first; ``images``: pictures in feature order; ``labels`` (2B, A);
-        ``word_reads`` and ``word_targets`` (W,): reads of pictures, where all gold items are pictures and it is known
-        what each says: its first token, or the end token where the picture is not one that is asked for.
+        ``word_reads`` and ``word_targets`` (W,): reads of gold pictures, where all gold items are pictures and it is
+        known what each says, and its first token; ``match_reads`` (E, negatives_max + 1): the reads of the pictures
+        without words of one prompt, the one asked for first, -1 where there are no more.
 
     Raises:
         DataError: a question without an answer.
     """
-    answer_prompts, select_prompts, answers, letters, words = [], [], [], [], []
+    answer_prompts, select_prompts, answers, letters, words, matches = [], [], [], [], [], []
     step = int(rng.integers(2**62))
     for example in examples:
         # A sample's draws follow from the step and its id, so that they are the same whichever rank it falls to.
@@ -104,17 +106,30 @@ def answer_batch(
         answers.append(said[int(rng.integers(len(said)))])
         parts = example.parts or (answers[-1],)
         if len(example.gold) == len(parts) and all(item.image for item in example.gold):
-            said_by = {item.id: part for item, part in zip(example.gold, parts, strict=True)}
-            pictured = [item for item, _ in references if item.image]
-            words += [(((str(i.image),), guide_of(question, i)), said_by.get(i.id)) for i in pictured]
+            words += [(_read(question, item), part) for item, part in zip(example.gold, parts, strict=True)]
+        if [item.kind for item in example.gold] == ["image"]:
+            wordless = [item for item in (*example.gold, *pool) if item.kind == "image"]
+            matches.append([_read(question, item) for item in wordless])
     pictures: dict[str, int] = {}
     prompts = processor.prompts(answer_prompts + select_prompts, pictures)
     row = {read: i for i, read in enumerate(prompts.reads)}
     known = [(row[read], word) for read, word in words if read in row]
+    places = [[row[read] for read in group if read in row] for group in matches]
     return {
         "prompts": prompts,
         "images": list(pictures),
         "labels": processor.targets(answers + letters),
         "word_reads": torch.tensor([read for read, _ in known], dtype=torch.long),
         "word_targets": processor.first_tokens([word for _, word in known]),
+        "match_reads": _padded([group for group in places if len(group) > 1], stage.negatives_max + 1),
     }
+
+
+def _read(question: Question, item: Item) -> Read:
+    return (str(item.image),), guide_of(question, item)
+
+
+def _padded(groups: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    """Rows of numbers, (len(groups), width), filled up with -1."""
+    rows = [[*group, *[-1] * (width - len(group))] for group in groups]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), width)

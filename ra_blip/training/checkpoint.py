@@ -33,6 +33,8 @@ def save(
     target = folder / f"step-{step:07d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob(".step-*"):  # of a run that was killed while saving; a folder has one run at a time
+            shutil.rmtree(torn)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}."))
         save_file(trained_state(model), temporary / "weights.safetensors")
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")

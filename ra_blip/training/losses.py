@@ -24,8 +24,10 @@ def hard_negatives(similarity: Tensor) -> Tensor:
     """For each row of a (B, B) similarity, the column of one negative, drawn by softmax weight; the diagonal never.
 
     Returns:
-        (B,) column indices. Needs B >= 2.
+        (B,) column indices; none for B = 1, which has no negative.
     """
+    if len(similarity) < 2:
+        return torch.empty(0, dtype=torch.long, device=similarity.device)
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     weights = similarity.detach().float().masked_fill(own, float("-inf")).softmax(dim=-1)
     return torch.multinomial(weights, 1)[:, 0]

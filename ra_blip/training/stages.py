@@ -102,17 +102,17 @@ class Pretrain(Stage):
         report["temperature"] = float(retriever.temperature.detach())
 
     def _matching(self, kv: Any, text: Tensor, mask: Tensor, similarity: Tensor) -> Tensor:
-        """Each pair, each picture with a hard wrong text, each text with a hard wrong picture: 3B pairs."""
+        """Each pair, each picture with a hard wrong text, each text with a hard wrong picture: 3B pairs (1 of 1)."""
         retriever = self.model.retriever
         size = min(self.config.itm_samples or len(text), len(text))
         text, mask, similarity = text[:size], mask[:size], similarity[:size, :size]
         own = torch.arange(size, device=text.device)
         scaled = similarity / retriever.temperature.detach()
         wrong_text, wrong_picture = losses.hard_negatives(scaled), losses.hard_negatives(scaled.T)
-        pictures = torch.cat([own, own, wrong_picture])
-        words = torch.cat([own, wrong_text, own])
+        pictures = torch.cat([own, own[: len(wrong_text)], wrong_picture])
+        words = torch.cat([own, wrong_text, own[: len(wrong_picture)]])
         pooled = retriever.fused(gather_kv(kv, pictures) or [], text[words], mask[words])
-        matched = torch.arange(3 * size, device=text.device) < size
+        matched = torch.arange(len(pictures), device=text.device) < size
         return losses.itm_loss(retriever.itm_head(pooled), matched)
 
 
@@ -232,7 +232,10 @@ class Answer(Stage):
         return {**batch, "warm": warm}
 
     def forward(self, batch: Batch) -> tuple[Losses, Report]:
-        """Terms ``qa_loss``, ``askg_loss`` and ``word_loss``, those with a weight; the report has them unweighted."""
+        """Terms ``qa_loss``, ``askg_loss``, ``word_loss``, ``match_loss``, those with a weight.
+
+        The report has the first two unweighted.
+        """
         model, config = self.model, self.config
         prompts: PromptBatch = batch["prompts"].to(model.device)
         labels = batch["labels"].to(model.device)
@@ -245,15 +248,29 @@ class Answer(Stage):
                 rows = labels[: len(labels) // 2] if name == "qa" else labels[len(labels) // 2 :]
                 terms[f"{name}_loss"] = weights[name] * share(int((rows != -100).sum()), model.device) * loss
                 report[name] = float(loss.detach())
-        weight = config.answer_word and config.answer_word * share(len(batch["word_reads"]), model.device)
-        if config.answer_word and len(batch["word_reads"]) and soft is not None:
-            words = model.reader.generator.word_logits(soft[batch["word_reads"].to(soft.device)].mean(1)).float()
-            target = batch["word_targets"].to(words.device)
-            terms["word_loss"] = weight * nn.functional.cross_entropy(words, target)
-            report["word_accuracy"] = float((words.argmax(-1) == target).float().mean())
+        if soft is not None:
+            self._reading(batch, soft, terms, report)
         if not terms:
             raise ConfigError("stage: every loss has weight 0 for these samples; give qa, askg or answer_word a weight")
         return terms, report
+
+    def _reading(self, batch: Batch, soft: Tensor, terms: Losses, report: Report) -> None:
+        """What the soft tokens (R, Q, D) themselves say: the answer's first word, and which picture is asked for."""
+        reader, config = self.model.reader, self.config
+        heads: list[tuple[str, float, Tensor, Tensor]] = []
+        if config.answer_word and len(batch["word_reads"]):
+            words = reader.generator.word_logits(soft[batch["word_reads"].to(soft.device)].mean(1))
+            heads.append(("word", config.answer_word, words, batch["word_targets"].to(soft.device)))
+        if config.answer_match and len(batch["match_reads"]):
+            if reader.match_head is None:
+                raise ConfigError("stage.answer_match: the model has no model.generator.from_scratch.match_head")
+            reads = batch["match_reads"].to(soft.device)  # (E, m)
+            scores = reader.match_head(soft)[reads.clamp(min=0)].masked_fill(reads < 0, float("-inf"))
+            heads.append(("match", config.answer_match, scores, reads.new_zeros(len(reads))))
+        for name, weight, logits, target in heads:
+            loss = nn.functional.cross_entropy(logits.float(), target)
+            terms[f"{name}_loss"] = weight * share(len(target), soft.device) * loss
+            report[f"{name}_accuracy"] = float((logits.argmax(-1) == target).float().mean())
 
     def _generation(self, prompts: PromptBatch, labels: Tensor, soft: Tensor | None) -> Losses:
         """The losses of the two branches; each is as long as its own longest prompt and answer."""

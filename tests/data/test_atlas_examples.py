@@ -107,7 +107,7 @@ def test_some_distractors_are_hard(world: World, rename: bool) -> None:
     assert 0.3 < np.mean([value >= 1 for value in alike]) < 0.8  # by chance about 0.16
     looks = {e.picture: np.array(e.look.key) for e in world.entities}
     same = []
-    for example in sample(AtlasExamples(world, "kb", "answer", ["described_picture"], rename, negatives=2), 200):
+    for example in sample(AtlasExamples(world, "kb", "retrieve", ["described_picture"], rename, negatives=2), 200):
         gold = looks[stem(example.gold[0].image)]
         same += [int((looks[stem(item.image)] == gold).sum()) for item in example.negatives]
     assert np.mean(same) > 1.2  # by chance 1/6 + 1/8 + 1/8 + 1/4 + 1/5 = 0.87

@@ -49,7 +49,7 @@ def test_trace_of_a_text_question(tmp_path: Path) -> None:
     assert trace.kept == [hit.item.id for hit in trace.stage("rank")[:4]]
     assert trace.answer == "moro" and trace.judged == ["velora.design"]
     assert sum(trace.relevance) == pytest.approx(1, abs=1e-5) and len(trace.relevance) == 4
-    assert trace.prompt == " | ".join(["Who designed velora tower?", *trace.kept])
+    assert trace.prompt == " | ".join(["Who designed velora tower?", *trace.judged])
     assert sorted(trace.seconds) == ["generate", "judge", "rank", "search"] and min(trace.seconds.values()) >= 0
 
 
@@ -165,13 +165,13 @@ def test_bad_config(values: dict[str, Any], message: str) -> None:
 
 
 def test_settings_as_pairs() -> None:
-    given = PipelineConfig.of(["keep=2", "rerank=none", "threshold=0.25", "focus=true"])
-    assert given == PipelineConfig(keep=2, rerank="none", threshold=0.25, focus=True)
+    given = PipelineConfig.of(["keep=2", "rerank=none", "threshold=0.25", "focus=false"])
+    assert given == PipelineConfig(keep=2, rerank="none", threshold=0.25, focus=False)
     assert PipelineConfig.of([]) == PipelineConfig()
     for pair, message in (
         ("keeps=2", "'keeps=2' sets none of k, keep"),
         ("keep=two", "not a value like 4"),
-        ("focus=2", "like False"),
+        ("focus=2", "like True"),
     ):
         with pytest.raises(ConfigError, match=message):
             PipelineConfig.of([pair])

@@ -77,13 +77,13 @@ def test_without_a_source_it_is_the_projection() -> None:
     assert copy.weight is copy.words.weight
 
 
-def test_mixing_sees_both_neighbours_and_no_further() -> None:
-    mixing, x, valid = shaken(LocalMixing(4)), draw(1, 6, 4), torch.ones(1, 6)
+def test_mixing_sees_two_neighbours_on_either_side() -> None:
+    mixing, x, valid = shaken(LocalMixing(4)), draw(1, 7, 4), torch.ones(1, 7)
     before = mixing(x, valid)
     other = x.clone()
     other[0, 3] += 1
     moved = (mixing(other, valid) - before).abs().amax(-1)[0] > 1e-5
-    assert moved.tolist() == [False, False, True, True, True, False]
+    assert moved.tolist() == [False, True, True, True, True, True, False]
 
 
 def test_mixing_ignores_padding() -> None:

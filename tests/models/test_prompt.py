@@ -5,7 +5,7 @@ import random
 import pytest
 
 from ra_blip.models.processor import Processor
-from ra_blip.models.prompt import LABELS, STRONG, WEAK, clean, guide_of, interleaved, mark_overlap, release
+from ra_blip.models.prompt import FIRST, LABELS, LATER, WEAK, clean, guide_of, interleaved, mark_overlap, release
 from ra_blip.records import Item, Question
 from tests.tiny import processor
 
@@ -72,11 +72,11 @@ def test_release_puts_the_questions_picture_first_and_reads_all_together() -> No
 def test_marks_by_hand() -> None:
     asked = "Who designed Velora Tower in Ardia?"
     assert mark_overlap("Velora Tower was designed by Moro", asked) == (
-        STRONG,
-        f"{STRONG} Velora Tower was designed by Moro",
+        FIRST,
+        f"{FIRST} Velora Tower was designed by Moro",
     )
     assert mark_overlap("Kimuna Tower was designed by Tavi", asked) == (WEAK, "Kimuna Tower was designed by Tavi")
-    assert mark_overlap("In Ardia stands Velora Tower.", asked) == (STRONG, f"In Ardia stands {STRONG} Velora Tower.")
+    assert mark_overlap("In Ardia stands Velora Tower.", asked) == (FIRST, f"In Ardia stands {FIRST} Velora Tower.")
     assert mark_overlap("it was designed by Who", asked) == ("", "it was designed by Who"), (
         "neither a name nor four letters"
     )
@@ -84,19 +84,30 @@ def test_marks_by_hand() -> None:
     assert mark_overlap("", asked) == ("", "")
 
 
+def test_marks_follow_the_order_of_the_question() -> None:
+    asked = "Which colours do the roofs of Kimuna Tower and Velora Tower have?"
+    assert mark_overlap("a view of Kimuna Tower", asked) == (FIRST, f"a view of {FIRST} Kimuna Tower")
+    assert mark_overlap("Velora Tower, seen from afar", asked) == (LATER, f"{LATER} Velora Tower, seen from afar")
+    assert mark_overlap("Velora Tower by Kimuna Tower", asked) == (
+        LATER,
+        f"{LATER} Velora Tower by {FIRST} Kimuna Tower",
+    )
+    assert mark_overlap("Zolami Tower", asked) == (WEAK, "Zolami Tower")
+
+
 def test_marks_are_asked_for() -> None:
     asked = Question("q", "Who designed Velora Tower?")
     near, far = Item("n", "Velora Tower was designed by Moro."), Item("f", "Kimuna hall")
     marked = interleaved("answer", asked, [near, far], 2, True).text
-    assert marked.startswith(f"[A{STRONG}] {STRONG} Velora Tower was") and " | [B] Kimuna hall | " in marked
-    assert f"fact: {STRONG} Velora Tower" in release("answer", asked, [near, far], 2, True).text
+    assert marked.startswith(f"[A{FIRST}] {FIRST} Velora Tower was") and " | [B] Kimuna hall | " in marked
+    assert f"fact: {FIRST} Velora Tower" in release("answer", asked, [near, far], 2, True).text
     for layout in (interleaved, release):
-        assert not {STRONG, WEAK} & set(layout("answer", asked, [near, far], 2, False).text)
+        assert not {FIRST, WEAK} & set(layout("answer", asked, [near, far], 2, False).text)
 
 
 def test_marks_are_tokens() -> None:
     made = processor()
-    assert made.llm.tokenize(f"[A{STRONG}] [B{WEAK}]") == ["[", "A", STRONG, "]", "[", "B", WEAK, "]"]
+    assert made.llm.tokenize(f"[A{FIRST}] [B{LATER}{WEAK}]") == ["[", "A", FIRST, "]", "[", "B", LATER, WEAK, "]"]
 
 
 def test_guide_of_a_picture() -> None:
@@ -106,12 +117,26 @@ def test_guide_of_a_picture() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["<image>", "[A]", "|", "</s>", "*", "[PAD]", "[ B ]", "[<x>C]", "[|D]", "<ima<x>ge>", "\uff3bA\uff3d", "a\n|\tb"],
+    [
+        "<image>",
+        "[A]",
+        "|",
+        "</s>",
+        "*",
+        "^",
+        "[PAD]",
+        "[ B ]",
+        "[<x>C]",
+        "[|D]",
+        "<ima<x>ge>",
+        "\uff3bA\uff3d",
+        "a\n|\tb",
+    ],
 )
 def test_clean_leaves_no_markup(hostile: str) -> None:
     cleaned = clean(f"before {hostile} after")
     assert cleaned.startswith("before ") and cleaned.endswith(" after")
-    assert not set(cleaned) & set("[]|*\n\t\uff3b\uff3d") and "<image>" not in cleaned and "</s>" not in cleaned
+    assert not set(cleaned) & set("[]|*^\n\t\uff3b\uff3d") and "<image>" not in cleaned and "</s>" not in cleaned
     assert clean(cleaned) == cleaned
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from ra_blip.config import StageConfig
 from ra_blip.errors import DataError
 from ra_blip.models.processor import Processor
-from ra_blip.records import Example
+from ra_blip.records import Example, Question
 from ra_blip.training.batches import Batch, answer_batch, pretrain_batch, rank_batch, retrieve_batch
 from tests.tiny import changed, processor
 from tests.training.samples import captions, examples, rng
@@ -139,15 +140,26 @@ def test_both_branches_ask_the_same_references(made: Processor, tmp_path: Path) 
         assert "Which item is related" not in made.llm.convert_tokens_to_string(answer[-1].split())
 
 
-def test_the_gold_picture_says_the_answer_and_the_others_nothing(made: Processor, tmp_path: Path) -> None:
+def test_the_gold_picture_says_the_answer(made: Processor, tmp_path: Path) -> None:
     batch = answer_batch(examples(tmp_path), made, StageConfig(negatives_min=2), 0.0, rng(1))
-    reads = [batch["prompts"].reads[read] for read in batch["word_reads"].tolist()]
-    said = dict(zip((Path(images[0]).stem for images, _ in reads), batch["word_targets"].tolist(), strict=True))
-    assert all(guide.startswith("What colour is the roof?") for _, guide in reads)
-    assert said.pop("red-blue") == made.first_tokens(["red"]).item()
-    assert said and set(said.values()) == {made.llm.eos_token_id}
+    ((images, guide),) = [batch["prompts"].reads[read] for read in batch["word_reads"].tolist()]
+    assert Path(images[0]).stem == "red-blue" and guide.startswith("What colour is the roof?")
+    assert batch["word_targets"].tolist() == made.first_tokens(["red"]).tolist()
     none = answer_batch(examples(tmp_path)[:1], made, StageConfig(), 0.0, rng(1))
     assert none["word_reads"].shape == none["word_targets"].shape == (0,)
+
+
+def test_pictures_without_words_are_matched_the_gold_one_first(made: Processor, tmp_path: Path) -> None:
+    pictures = [replace(item, text=None) for item in captions(tmp_path)[:3]]
+    asked = Question("q", "What colour is the roof?", answers=("red",), gold=(pictures[0].id,))
+    one = Example(asked, (pictures[0],), tuple(pictures[1:]))
+    batch = answer_batch([one, *examples(tmp_path)], made, StageConfig(negatives_min=2, negatives_max=3), 0.0, rng(1))
+    reads = batch["prompts"].reads
+    (row,) = batch["match_reads"].tolist()
+    assert [reads[read][0][0] if read >= 0 else None for read in row][:1] == [pictures[0].image]
+    assert {reads[read][0][0] for read in row[:3]} == {item.image for item in pictures} and row[3] == -1
+    alone = answer_batch([replace(one, negatives=())], made, StageConfig(), 0.0, rng(1))
+    assert alone["match_reads"].shape == (0, StageConfig().negatives_max + 1)
 
 
 def test_all_draws_come_from_the_generator(made: Processor, tmp_path: Path) -> None:

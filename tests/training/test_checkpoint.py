@@ -83,6 +83,13 @@ def test_leftovers_of_a_kill_are_passed_over(tmp_path: Path) -> None:
     assert checkpoint.complete(tmp_path) == [path]
 
 
+def test_leftovers_of_a_kill_go_with_the_next_save(tmp_path: Path) -> None:
+    (tmp_path / ".step-0000002.abc").mkdir()
+    (tmp_path / ".step-0000002.abc" / "weights.safetensors").write_bytes(b"half")
+    (path,) = saved(tmp_path, 3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3, 4, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000003", "step-0000004"]

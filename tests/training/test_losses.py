@@ -110,6 +110,10 @@ def test_hard_negatives_are_never_the_own_one_and_follow_the_weights() -> None:
     assert (counts / 2000 - expected).abs().max() < 0.04
 
 
+def test_one_pair_has_no_hard_negative() -> None:
+    assert hard_negatives(torch.zeros(1, 1)).shape == (0,)
+
+
 def test_hard_negatives_send_no_gradient() -> None:
     odds = draw(3, 3).requires_grad_()
     assert not hard_negatives(odds).requires_grad

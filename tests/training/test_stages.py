@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ra_blip.config import ParamRule, StageConfig
+from ra_blip.errors import ConfigError
 from ra_blip.models.rablip import RABlip
-from ra_blip.records import Example, Item
+from ra_blip.records import Example, Item, Question
 from ra_blip.training import losses
 from ra_blip.training.engine import set_mode
 from ra_blip.training.optim import apply_rules
@@ -122,6 +123,24 @@ def test_distractors_follow_the_warm_up(tmp_path: Path) -> None:
         lengths.append(batch["prompts"].mask.sum(-1).tolist())
     assert lengths[0][0] < lengths[0][1] - 20, "the golds alone"
     assert lengths[1][0] > lengths[0][0] + 20, "and with distractors"
+
+
+def test_the_soft_tokens_tell_the_picture_that_is_asked_for(tmp_path: Path) -> None:
+    pictures = [changed(item, text=None) for item in captions(tmp_path)[:3]]
+    asked = Question("q", "What colour is the roof?", answers=("red",), gold=(pictures[0].id,))
+    samples = [Example(asked, (pictures[0],), tuple(pictures[1:]))]
+    made = ("generator.from_scratch.match_head=true",)
+    stage = staged("answer", ROOMY + made, qa=0.0, askg=0.0, answer_match=0.5, negatives_min=2, negatives_max=3)
+    batch = stage.collate(samples, rng(), 0)
+    terms, report = stage.forward(batch)
+    soft = stage.model.reader.soft_tokens(stage.features(batch["images"]), batch["prompts"])
+    scores = stage.model.reader.match_head(soft)[batch["match_reads"][0, :3]]
+    assert terms.keys() == {"match_loss"}
+    expected = 0.5 * (scores.logsumexp(0) - scores[0])
+    assert float(terms["match_loss"].detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert report["match_accuracy"] == float(scores.argmax() == 0)
+    with pytest.raises(ConfigError, match="match_head"):
+        staged("answer", answer_match=1.0, negatives_min=2).forward(batch)
 
 
 def test_prompts_without_pictures_train(tmp_path: Path) -> None:
