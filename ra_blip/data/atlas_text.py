@@ -75,14 +75,14 @@ def word(rng: np.random.Generator) -> str:
 
 
 def fresh_name(rng: np.random.Generator, taken: Set[str] = frozenset(), like: str | None = None) -> str:
-    """A building's name that is not in ``taken``.
+    """A building's name that is not in ``taken``, nor begins with a word that is (a designer's name, say).
 
     Args:
         like: a name to be mistaken for: one or two of its syllables stay, and its type word half of the time.
     """
     while True:
         name = f"{word(rng)} {pick(TYPES, rng)}" if like is None else _similar(like, rng)
-        if name not in taken:
+        if taken.isdisjoint((name, name.split()[0])):
             return name
 
 
