@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ra_blip.evaluation.metrics.answers import exact_match, normalise, token_f1
+from ra_blip.evaluation.metrics.answers import contains, exact_match, normalise, token_f1
 from ra_blip.evaluation.metrics.intervals import bootstrap, paired
 from ra_blip.evaluation.metrics.retrieval import ndcg, recall, reciprocal_rank
 
@@ -62,6 +62,12 @@ def test_answers_by_hand() -> None:
     assert token_f1("red red blue", ("red blue green",)) == pytest.approx(2 * (2 / 3) * (2 / 3) / (4 / 3))
     assert token_f1("big red", ("green", "the red")) == pytest.approx(2 * 0.5 * 1 / 1.5)
     assert token_f1("", ("red",)) == 0
+
+
+def test_an_answer_in_the_prediction_stands_there_in_whole_words() -> None:
+    assert contains("It was the Red  House, I think.", ("blue", "red house")) == 1
+    assert contains("a redhouse", ("red",)) == contains("red big house", ("red house",)) == 0
+    assert contains("anything", ("",)) == contains("", ("red",)) == contains("x", ()) == 0
 
 
 def test_bootstrap_agrees_with_the_binomial() -> None:

@@ -29,6 +29,12 @@ def token_f1(prediction: str, references: Iterable[str]) -> float:
     return max((_f1(normalise(prediction).split(), normalise(one).split()) for one in references), default=0.0)
 
 
+def contains(prediction: str, references: Iterable[str]) -> float:
+    """1.0 where the words of a reference stand together somewhere in the prediction, both normalised, else 0.0."""
+    said = f" {normalise(prediction)} "
+    return float(any(f" {wanted} " in said for one in references if (wanted := normalise(one))))
+
+
 def _f1(predicted: list[str], wanted: list[str]) -> float:
     if not predicted or not wanted:
         return float(predicted == wanted)
