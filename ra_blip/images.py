@@ -1,20 +1,25 @@
-"""Open, check, decode and resize one image file. Nothing is half-decoded: a picture is whole, or an error."""
+"""Open, check, decode and resize one picture. Nothing is half-decoded: a picture is whole, or an error."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from ra_blip.containers import read_bytes
 from ra_blip.errors import ImageError
 
+MAX_PIXELS = 40_000_000
 JPEG, PNG, WEBP = "JPEG", "PNG", "WebP"
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     JPEG: JpegImagePlugin.JpegImageFile,
@@ -22,47 +27,83 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     WEBP: WebPImagePlugin.WebPImageFile,
 }
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # inside a scan, FF00 is data and FFD0-FFD7 are restarts
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # inside a scan, FF00 is data and FFD0-FFD7 are restarts
 _JPEG_BETWEEN_SCANS = frozenset(b"\xc4\xd9\xda\xdb\xdc\xdd\xfe") | frozenset(range(0xE0, 0xF0))
 # What Pillow raises on bytes that are not a picture; it has no common base class.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError)
 _DECODE_ERRORS = (*_PILLOW_ERRORS, struct.error, zlib.error, OverflowError, MemoryError, Image.DecompressionBombError)
 
 
-def open_image(path: str | Path, max_pixels: int = 40_000_000) -> Image.Image:
-    """Read one JPEG, PNG or WebP file, told by its content and not by its name.
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """Read one JPEG, PNG or WebP picture, told by its content and not by its name.
 
     The size in the header is checked before anything is decoded, so a small file cannot fill the memory. A file that
     ends early, a JPEG whose marker structure is broken, and a PNG with a wrong checksum are refused; bytes altered
-    inside a JPEG scan that still decode to a picture of the right size cannot be told from a picture.
-    Of an animation the first frame is taken.
+    inside a JPEG scan that still decode to a picture of the right size cannot be told from a picture, unless it lies
+    in a tar with checksums. Every kind of picture comes out as 8-bit RGB: a palette by its colours, CMYK by Pillow's
+    conversion, 16-bit grey by its upper byte, an animation by its first frame.
 
     Args:
-        path: the file.
+        path: a file, or a place in a container: ``PATH.tar#member``, ``PATH.tsv#image id``, see ``containers.py``.
         max_pixels: largest width x height.
+        at_least: a JPEG may be decoded to half, a quarter or an eighth of its size, as long as both sides keep this
+            many pixels; several times as fast, and not the same pixels as resizing afterwards.
 
     Returns:
         An RGB picture, upright by its EXIF orientation, with transparent parts on white.
 
     Raises:
-        ImageError: the file is missing, of another format, too large, truncated or damaged; names the file.
+        ImageError: missing, of another format, too large, truncated or damaged; names the file or the place.
     """
-    path = Path(path)
-    data = _read_bytes(path, limit=8 * max_pixels + 2**20)
-    kind = _format_of(data)
+    name = str(path)
+    return decode(read_picture(name, max_pixels), name, max_pixels, at_least)
+
+
+def read_picture(name: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of a picture, not yet looked at, and no more of them than a picture of ``max_pixels`` can need.
+
+    Raises:
+        ImageError: as :func:`open_image`.
+    """
+    return read_bytes(name, limit=8 * max_pixels + 2**20)
+
+
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """As :func:`open_image`, from bytes; ``name`` is what errors call them."""
+    with opened(data, name, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB of a picture of any mode, turned by its EXIF orientation, with transparent parts on white; in place."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return _on_white(image)
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+    """A picture whose header and structure are checked and whose pixels are not decoded yet.
+
+    Raises:
+        ImageError: as :func:`open_image`, here or for what a decoder raises inside the ``with``.
+    """
+    kind = format_of(data)
     if kind is None:
-        raise ImageError(f"{path}: not a JPEG, PNG or WebP picture (by its content); convert it to one of these")
+        raise ImageError(f"{name}: not a JPEG, PNG or WebP picture (by its content); convert it to one of these")
     try:
-        _check_pixels(path, _header_size(kind, data), max_pixels)
+        _check_pixels(name, _header_size(kind, data), max_pixels)
         _STRUCTURE_CHECKS[kind](data)
         with _OPENERS[kind](io.BytesIO(data)) as image:
-            _check_pixels(path, image.size, max_pixels)
-            return _on_white(ImageOps.exif_transpose(image))
+            _check_pixels(name, image.size, max_pixels)
+            yield image
     except ImageError:
         raise
     except _DECODE_ERRORS as error:
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{path}: damaged or truncated {kind} picture ({reason}); replace the file") from None
+        raise ImageError(f"{name}: damaged or truncated {kind} picture ({reason}); replace the file") from None
 
 
 def resize(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
@@ -75,25 +116,55 @@ def resize(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     Returns:
         (3, size, size) uint8, contiguous: channels red, green, blue, rows from the top.
     """
-    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    square = (image if image.mode == "RGB" else image.convert("RGB")).resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
-    if not path.exists():
-        raise ImageError(f"{path}: no such picture")
-    if not path.is_file():  # a pipe would block, a folder cannot be read
-        raise ImageError(f"{path}: not a file")
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ImageError(f"{path}: {size} bytes, more than the {limit} a picture may have")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from None
+@dataclasses.dataclass
+class Quarantine:
+    """Damaged pictures, counted and listed where a run was asked to go on without them, up to a limit.
+
+    Args:
+        share: most damaged pictures in all; the first ``FEW`` are let pass whatever the share.
+        in_a_row: most damaged pictures one after another: then it is not the pictures that are wrong.
+    """
+
+    share: float = 0.001
+    in_a_row: int = 100
+    seen: int = 0
+    messages: list[str] = dataclasses.field(default_factory=list)
+    _row: int = dataclasses.field(default=0, init=False)
+
+    FEW: ClassVar[int] = 10
+
+    def good(self, count: int = 1) -> None:
+        """Note whole pictures."""
+        self.seen += count
+        self._row = 0
+
+    def bad(self, message: str) -> None:
+        """Note a damaged picture by what its error says. Raises :class:`ImageError` where it is one too many."""
+        self.seen += 1
+        self._row += 1
+        self.messages.append(message)
+        if self._row >= self.in_a_row or self.total > max(self.FEW, self.share * self.seen):
+            raise ImageError(
+                f"{self.total} of {self.seen} pictures are damaged, more than {self.share:.2%} of all or "
+                f"{self.in_a_row} in a row; the last: {message}"
+            )
+
+    @property
+    def total(self) -> int:
+        """How many were damaged."""
+        return len(self.messages)
+
+    def summary(self) -> str:
+        """One line, ``3 of 1,000 pictures are damaged and left out``; empty where all are whole."""
+        return f"{self.total:,} of {self.seen:,} pictures are damaged and left out" if self.total else ""
 
 
-def _format_of(data: bytes) -> str | None:
+def format_of(data: bytes) -> str | None:
+    """``JPEG``, ``PNG`` or ``WebP`` by the first bytes; None for anything else."""
     if data.startswith(b"\xff\xd8\xff"):
         return JPEG
     if data.startswith(_PNG_SIGNATURE):
@@ -115,10 +186,10 @@ def _header_size(kind: str, data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise ImageError(f"{path}: {width} x {height} pixels, more than {max_pixels}; make the picture smaller")
+        raise ImageError(f"{name}: {width} x {height} pixels, more than {max_pixels}; make the picture smaller")
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -186,6 +257,6 @@ def _on_white(image: Image.Image) -> Image.Image:
         grey = np.asarray(image, dtype=np.int64) >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # converting would copy it
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ra_blip.errors import ImageError
-from ra_blip.images import open_image, resize
+from ra_blip.images import Quarantine, open_image, resize
 
 SEED = 3
 
@@ -192,3 +192,65 @@ def test_resize_squeezes_without_cropping() -> None:
 def test_resize_to_its_own_size_changes_nothing() -> None:
     image = _noise((12, 12))
     assert np.array_equal(resize(image, 12), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_the_size_of_a_jpeg_is_checked_before_decoding(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "bomb.jpg", _noise(), "JPEG")
+    data = path.read_bytes()
+    frame = data.index(b"\xff\xc0")
+    path.write_bytes(data[: frame + 5] + struct.pack(">HH", 60_000, 60_000) + data[frame + 9 :])
+    with pytest.raises(ImageError, match="60000 x 60000"):
+        open_image(path)
+
+
+def test_cmyk_is_converted_as_pillow_does(tmp_path: Path) -> None:
+    image = _noise((16, 16)).resize((64, 64)).convert("CMYK")
+    path = _saved(tmp_path / "a.jpg", image, "JPEG", quality=95)
+    opened = open_image(path)
+    assert opened.mode == "RGB"
+    assert np.array_equal(np.asarray(opened), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    path = _saved(tmp_path / "a", frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    opened = open_image(path)
+    assert opened.size == (8, 8) and opened.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_a_jpeg_is_decoded_no_smaller_than_asked_for(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.jpg", _noise((400, 200)), "JPEG")
+    assert open_image(path, at_least=100).size == (200, 100)
+    assert open_image(path, at_least=101).size == (400, 200)
+    assert open_image(path, at_least=30).size == (100, 50)
+    assert open_image(_saved(tmp_path / "a.png", _noise((400, 200)), "PNG"), at_least=30).size == (400, 200)
+
+
+def test_quarantine_counts_and_stops_at_its_share() -> None:
+    quarantine = Quarantine(share=0.01)
+    for number in range(10):
+        quarantine.bad(f"{number}.jpg: cut")
+        quarantine.good(5)
+    assert (quarantine.seen, quarantine.total) == (60, 10), "a few are let pass, whatever the share"
+    assert quarantine.summary() == "10 of 60 pictures are damaged and left out"
+    with pytest.raises(ImageError, match=r"11 of 61 pictures are damaged, more than 1.00% .* the last: x\.jpg: cut"):
+        quarantine.bad("x.jpg: cut")
+    many = Quarantine(share=0.01, seen=10_000)
+    for number in range(100):
+        many.bad(f"{number}")
+        many.good()
+    assert many.total == 100
+    assert Quarantine().summary() == ""
+
+
+def test_quarantine_stops_where_all_are_damaged_in_a_row() -> None:
+    quarantine = Quarantine(share=1.0, in_a_row=3)
+    for _ in range(2):
+        quarantine.bad("a")
+    quarantine.good()
+    for _ in range(2):
+        quarantine.bad("a")
+    with pytest.raises(ImageError, match="3 in a row"):
+        quarantine.bad("a")
