@@ -1,24 +1,35 @@
-"""What is wrong with a data file or folder: every problem, each with file and line. Reads; changes nothing."""
+"""What is wrong with a data file or folder: every problem, with file and line where it has one. Changes nothing.
+
+Records stream through; ids and picture names are held as hashes, 16 bytes each.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
-import json
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ra_blip.data.id_map import IdMap
+from ra_blip.data.readers import probe, recognised
+from ra_blip.data.readers.captions import CaptionDataset
+from ra_blip.data.readers.dataset import Dataset, Problems
+from ra_blip.data.readers.pictures import PictureFolder
+from ra_blip.data.readers.plain import records
+from ra_blip.data.readers.reading import json_lines
 from ra_blip.errors import DataError, ImageError
 from ra_blip.images import open_image
-from ra_blip.records import Item, Question, _parse
+from ra_blip.records import Item, Question
 
-_KINDS: dict[str, type[Item] | type[Question]] = {"items": Item, "questions": Question}
+Record = TypeVar("Record", Item, Question)
+_KINDS = ("items", "questions")
 
 
 @dataclasses.dataclass
@@ -26,20 +37,31 @@ class Checked:
     """What :func:`check` found.
 
     Attributes:
-        layout: ``items``, ``questions``, ``folder`` (of such files) or ``index``.
-        counts: number of records by what they are, e.g. ``items.jsonl: image+text``.
-        problems: one line each, naming file and line.
+        layout: ``items``, ``questions``, ``folder`` (of such files), ``index``, or the name of a data set's reader.
+        also: other layouts that the folder holds, which were not looked at.
+        counts: number of records by what they are, e.g. ``items.jsonl: image+text``, ``train: fact``.
+        problems: what is wrong, counted by kind, the first of each kind word for word.
+        pictures: how many pictures the records name, each counted once.
+        opened: how many of them were opened.
     """
 
     layout: str
-    counts: dict[str, int]
-    problems: list[str]
+    also: list[str] = dataclasses.field(default_factory=list)
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    problems: Problems = dataclasses.field(default_factory=Problems)
+    pictures: int = 0
+    opened: int = 0
 
 
-def check(path: str | Path) -> Checked:
-    """Look at every record and every picture of an items or questions file, or of a folder that holds them.
+def check(path: str | Path, pictures: float = 1.0) -> Checked:
+    """Look at every record and the pictures of an items or questions file, or of a data set's folder.
 
-    ``gold`` and ``negatives`` of questions must name items of the ``items.jsonl`` beside them, where there is one.
+    ``gold`` and ``negatives`` of questions must name items, where there are any (of a questions file, those of the
+    ``items.jsonl`` beside it), and no training question may be a validation or test question too.
+
+    Args:
+        path: the file or folder.
+        pictures: the share of the pictures to open, chosen by their names; of the others, files must exist.
 
     Raises:
         DataError: there is nothing at ``path``, or nothing there that this package reads.
@@ -47,20 +69,114 @@ def check(path: str | Path) -> Checked:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    files = _data_files(path)
-    result = Checked(_layout(path), {}, [])
-    pictures: dict[str, str] = {}
-    known: dict[Path, set[str]] = {}
-    for file in sorted(files, key=lambda file: files[file]):  # items before the questions that name them
-        records = list(_records(file, _KINDS[files[file]], result.problems))
-        _count(file, records, result.counts)
-        pictures.update((record.image, where) for where, record in reversed(records) if record.image)
-        if files[file] == "items":
-            known[file] = {record.id for _, record in records}
-        else:
-            _check_references(file, records, known, result.problems)
-    result.problems += _picture_problems(pictures)
-    return result
+    if files := _data_files(path):
+        looking = _Check(Checked(_layout(path)), pictures)
+        looking.files(files)
+    else:
+        reader = probe(path)
+        also = [one.name for one in recognised(path) if one is not reader and one is not PictureFolder]
+        dataset = reader(path)
+        looking = _Check(Checked(reader.name, also, problems=dataset.problems), pictures)
+        looking.dataset(dataset)
+    return looking.found
+
+
+class _Check:
+    """One run over all records."""
+
+    def __init__(self, found: Checked, share: float) -> None:
+        self.found, self.share = found, share
+        self.labels: list[str] = []
+        self.items, self.questions, self.images = IdMap(), IdMap(), IdMap()
+
+    def files(self, files: dict[Path, str]) -> None:
+        """The given files, items before the questions that name them."""
+        for file in sorted(files, key=lambda file: files[file]):
+            beside = file.parent / "items.jsonl"
+            if files[file] == "questions" and beside not in files and beside.is_file():
+                for _, value in json_lines(beside, Problems()):
+                    self.items.setdefault(str(value.get("id")) if isinstance(value, dict) else "", 0)
+            with _bar(file.name, file.stat().st_size, "B") as bar:
+                if files[file] == "items":
+                    self.part(file.name, records(file, Item, self.found.problems, bar.update))
+                else:
+                    self.part(file.name, records(file, Question, self.found.problems, bar.update))
+
+    def dataset(self, dataset: Dataset) -> None:
+        """A data set's items, the questions of its splits, and the captions of those that are no items."""
+        self.stream(dataset, "items", dataset.items())
+        for split in dataset.splits:
+            self.stream(dataset, split, dataset.questions(split))
+            if split != "train" and isinstance(dataset, CaptionDataset):
+                self.stream(dataset, f"{split} captions", dataset.captions(split))
+
+    def stream(self, dataset: Dataset, label: str, found: Iterator[Record]) -> None:
+        """One part of a data set; where its file cannot be read on, the rest of the part is lost, and that is said."""
+        with _bar(label) as bar:
+            try:
+                self.part(label, _counted(f"{dataset.root}, {label}", found, bar))
+            except DataError as error:
+                self.found.problems.report("unreadable file", label, str(error))
+
+    def part(self, label: str, found: Iterable[tuple[str, Item | Question]]) -> None:
+        """Records, with where they stand."""
+        self.labels.append(label)
+        for where, record in found:
+            kind = record.kind if isinstance(record, Item) else record.category or "no category"
+            self.found.counts[f"{label}: {kind}"] += 1
+            self.identity(record, where)
+            if isinstance(record, Question) and len(self.items):
+                self.references(record, where)
+            if record.image:
+                self.picture(record.image, where)
+
+    def identity(self, record: Item | Question, where: str) -> None:
+        """An id is used once in a part, and no id of training is one of validation or test."""
+        ids = self.items if isinstance(record, Item) else self.questions
+        here, before = len(self.labels) - 1, ids.get(record.id)
+        if before is None:
+            ids.setdefault(record.id, here)
+        elif before == here:
+            self.found.problems.report("duplicate id", where, f"id {record.id!r} was used before; ids must be unique")
+        elif any(self.labels[one].startswith(("train", "items")) for one in (before, here)):
+            other = self.labels[before]
+            self.found.problems.report(
+                "split overlap", where, f"id {record.id!r} is in {other}, too; splits must not mix"
+            )
+
+    def references(self, question: Question, where: str) -> None:
+        """The items that a question names must be there."""
+        for field, ids in (("gold", question.gold), ("negatives", question.negatives)):
+            for name in ids:
+                if name not in self.items:
+                    self.found.problems.report("unknown item", where, f"{field} item {name!r} is not among the items")
+
+    def picture(self, image: str, where: str) -> None:
+        """Open a picture that was not named before, or only see whether its file is there."""
+        if image in self.images:
+            return
+        self.images.setdefault(image, 0)
+        self.found.pictures += 1
+        try:
+            if zlib.crc32(os.fsencode(image)) < self.share * 2**32:
+                self.found.opened += 1
+                open_image(image)
+            elif not (Path(image).is_file() or Path(image.partition("#")[0]).is_file()):
+                raise ImageError(f"{image}: no such picture")
+        except ImageError as error:
+            there = Path(image).is_file() or "#" in image
+            self.found.problems.report("bad picture" if there else "missing image", where, str(error))
+
+
+def _bar(label: str, total: int | None = None, unit: str = " records") -> tqdm[Any]:
+    quiet = not sys.stderr.isatty()
+    return tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=quiet, leave=False)
+
+
+def _counted(where: str, found: Iterable[Record], bar: tqdm[Any]) -> Iterator[tuple[str, Record]]:
+    for record in found:
+        bar.update()
+        yield f"{where} {record.id!r}", record
 
 
 def _layout(path: Path) -> str:
@@ -70,14 +186,11 @@ def _layout(path: Path) -> str:
 
 
 def _data_files(path: Path) -> dict[Path, str]:
-    """The files to read, each with its kind."""
+    """The JSON lines files to read, each with its kind; none for a folder of another layout."""
     if not path.is_dir():
         return {path: _kind_of(path)}
     found = [path / "items.jsonl", *sorted(path.glob("*questions.jsonl"))]
-    files = {file: _kind_of(file) for file in found if file.is_file()}
-    if not files:
-        raise DataError(f"{path}: holds neither items.jsonl nor questions.jsonl")
-    return files
+    return {file: _kind_of(file) for file in found if file.is_file()}
 
 
 def _kind_of(path: Path) -> str:
@@ -85,92 +198,10 @@ def _kind_of(path: Path) -> str:
     for kind in _KINDS:
         if path.name.endswith(f"{kind}.jsonl"):
             return kind
-    sample = [value for _, value in _lines(path, []) if isinstance(value, dict)][:100]
+    sample = [value for _, value in itertools.islice(json_lines(path, Problems()), 100) if isinstance(value, dict)]
     keys = {key for value in sample for key in value}
     if not any("id" in value for value in sample) or not keys & {"text", "image"}:
         raise DataError(
             f"{path}: neither items nor questions; each line is a JSON object with 'id' and 'text' or 'image'"
         )
     return "questions" if keys & {"answers", "gold", "negatives", "category"} else "items"
-
-
-def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line that is JSON; what is not goes to ``problems``."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            problems.append(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})")
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})")
-        except RecursionError:
-            problems.append(f"{path}, line {number}: nested too deeply")
-
-
-def _records(
-    path: Path, kind: type[Item] | type[Question], problems: list[str]
-) -> Iterator[tuple[str, Item | Question]]:
-    """(where, record) of each good line; the rest goes to ``problems``."""
-    seen: dict[str, int] = {}
-    fields = [field.name for field in dataclasses.fields(kind)]
-    empty = True
-    for number, value in _lines(path, problems):
-        empty = False
-        where = f"{path}, line {number}"
-        if not isinstance(value, dict):
-            problems.append(f"{where}: expected a JSON object, found {type(value).__name__}")
-            continue
-        for key in value.keys() - set(fields):
-            if close := difflib.get_close_matches(key, fields, n=1, cutoff=0.75):
-                problems.append(f"{where}: unknown field {key!r}; did you mean {close[0]!r}?")
-        try:
-            folder = path.parent
-            record = _parse(value, Item, folder, where) if kind is Item else _parse(value, Question, folder, where)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if record.id in seen:
-            problems.append(f"{where}: id {record.id!r} was used in line {seen[record.id]}; ids must be unique")
-        seen.setdefault(record.id, number)
-        if isinstance(record, Question) and any(not answer.strip() for answer in record.answers):
-            problems.append(f"{where}: an answer is empty")
-        yield where, record
-    if empty:
-        problems.append(f"{path}: holds no record")
-
-
-def _count(path: Path, records: list[tuple[str, Item | Question]], counts: dict[str, int]) -> None:
-    labels = (record.kind if isinstance(record, Item) else record.category or "no category" for _, record in records)
-    for label, count in sorted(collections.Counter(labels).items()):
-        counts[f"{path.name}: {label}"] = count
-
-
-def _check_references(
-    path: Path, records: list[tuple[str, Item | Question]], known: dict[Path, set[str]], problems: list[str]
-) -> None:
-    beside = path.parent / "items.jsonl"
-    if beside not in known:
-        if not beside.is_file():
-            return
-        known[beside] = {value["id"] for _, value in _lines(beside, []) if isinstance(value, dict) and "id" in value}
-    for where, record in records:
-        if not isinstance(record, Question):
-            continue
-        for field, ids in (("gold", record.gold), ("negatives", record.negatives)):
-            missing = [name for name in ids if name not in known[beside]]
-            problems.extend(f"{where}: {field} item {name!r} is not in {beside.name}" for name in missing)
-
-
-def _picture_problems(pictures: dict[str, str]) -> Iterator[str]:
-    """Open each picture once; ``pictures`` maps a path to where it is named first."""
-    quiet = not sys.stderr.isatty()
-    for image, where in tqdm(pictures.items(), desc="pictures", unit="picture", disable=quiet, leave=False):
-        try:
-            open_image(os.fspath(image))
-        except ImageError as error:
-            yield f"{where}: {error}"

@@ -1,25 +1,25 @@
-"""Training samples from files: ``items.jsonl`` and ``questions.jsonl``, with listed, mined or random negatives."""
+"""Training samples from records: questions with their gold items, and listed, mined or random negatives."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from ra_blip.data.retelling import Retelling
 from ra_blip.errors import DataError
-from ra_blip.records import Example, Item, Question, by_id, entity, read_items, read_jsonl, read_questions
+from ra_blip.records import Example, Item, Question, entity, read_jsonl
 
 
 class RecordExamples:
     """Questions with their gold items; negatives are listed and mined ones first, then random items of the same kind.
 
     Args:
-        items: path of items.jsonl.
-        questions: path of questions.jsonl; questions without gold items are refused.
+        items: the knowledge base.
+        questions: questions without gold items are refused.
         negatives: how many a sample.
         mined: hits.jsonl of ``ra-blip search`` over the training questions: retrieved items that are not gold and
             whose text holds no answer become hard negatives.
@@ -28,6 +28,7 @@ class RecordExamples:
         rename: tell each sample with made-up names and other facts, see :class:`~ra_blip.data.retelling.Retelling`.
         view: what gives a picture's view by number, 0 being the picture itself, and
         views: how many there are to draw from.
+        where: what the questions come from, for messages.
 
     Raises:
         DataError: a question without gold, a gold id without an item, a category that no question has.
@@ -35,8 +36,8 @@ class RecordExamples:
 
     def __init__(
         self,
-        items: str,
-        questions: str,
+        items: Iterable[Item],
+        questions: Iterable[Question],
         negatives: int,
         mined: str | None = None,
         categories: Sequence[str] | None = None,
@@ -44,19 +45,20 @@ class RecordExamples:
         rename: bool = False,
         view: Callable[[str, int], str] | None = None,
         views: int = 1,
+        where: str = "data",
     ) -> None:
-        self.items = by_id(read_items(items))
+        self.items = {item.id: item for item in items}
         self.golds, self.view, self.views = golds, view, views
-        asked = [q for q in read_questions(questions) if categories is None or _among(q.category or "", categories)]
+        asked = [q for q in questions if categories is None or _among(q.category or "", categories)]
         if not asked:
-            raise DataError(f"{questions}: no question of categories {list(categories or [])}")
+            raise DataError(f"{where}: no question{f' of categories {list(categories)}' if categories else ''}")
         self.questions, self.negatives = asked, negatives
         for question in asked:
             lost = [name for name in question.gold if name not in self.items]
             if lost or not question.gold:
-                what = f"gold item {lost[0]!r} is not in {items}" if lost else "has no gold item"
-                raise DataError(f"{questions}: question {question.id!r}: {what}")
-        self._mined = _read_mined(mined) if mined else {}
+                what = f"gold item {lost[0]!r} is not among the items" if lost else "has no gold item"
+                raise DataError(f"{where}: question {question.id!r}: {what}")
+        self._mined = read_mined(mined) if mined else {}
         self._retelling = Retelling(self.items, asked) if rename else None
         self._kinds: dict[str, list[Item]] = {}
         for item in self.items.values():
@@ -119,12 +121,17 @@ class RecordExamples:
 
 
 class CaptionPictures:
-    """Captioned pictures of an items file, for pretraining. Raises :class:`DataError` where there are none."""
+    """The captioned pictures among some items, for pretraining. Raises :class:`DataError` where there are none.
 
-    def __init__(self, items: str) -> None:
-        self.items = [item for item in read_items(items) if item.kind == "image+text"]
+    Args:
+        items: any items.
+        where: what they come from, for messages.
+    """
+
+    def __init__(self, items: Iterable[Item], where: str = "data") -> None:
+        self.items = [item for item in items if item.kind == "image+text"]
         if not self.items:
-            raise DataError(f"{items}: no captioned picture to pretrain on")
+            raise DataError(f"{where}: no captioned picture to pretrain on")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -178,7 +185,8 @@ def _answers(item: Item, question: Question) -> bool:
     return any(answer.lower() in words for answer in question.answers if len(answer) > 2)
 
 
-def _read_mined(path: str) -> dict[str, tuple[str, ...]]:
+def read_mined(path: str) -> dict[str, tuple[str, ...]]:
+    """The ids of the items that ``ra-blip search`` found, by question id. Raises :class:`DataError` with the line."""
     found = {}
     for number, value in read_jsonl(path):
         try:

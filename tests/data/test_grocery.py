@@ -195,12 +195,13 @@ def test_same_seed_same_records_and_another_seed_another_split(root: Path) -> No
 
 def test_written_files_read_back(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    counts = readers.write("grocery", root, out)
+    counts = readers.write(readers.open_dataset(root, "grocery"), out)
     reading = grocery.read(root)
     assert counts == {
         "items.jsonl": len(reading.items),
         "questions.jsonl": len(reading.questions),
         "train_questions.jsonl": len(reading.train_questions),
+        "references.jsonl": len(reading.questions),
     }
     assert read_items(out / "items.jsonl") == reading.items
     assert read_questions(out / "questions.jsonl") == reading.questions
@@ -263,9 +264,9 @@ def test_broken_json_and_missing_files_are_named(root: Path, tmp_path: Path) -> 
 def test_unwritable_output_and_unknown_reader(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError):
-        readers.write("grocery", root, tmp_path / "file")
-    with pytest.raises(DataError, match="no reader named 'groceries'; there are: flags, grocery"):
-        readers.write("groceries", root, tmp_path)
+        readers.write(readers.open_dataset(root, "grocery"), tmp_path / "file")
+    with pytest.raises(DataError, match=r"no reader named 'groceries'; there are: .*flags, grocery"):
+        readers.open_dataset(root, "groceries")
 
 
 def test_listing() -> None:

@@ -12,7 +12,7 @@ from ra_blip.config import DataConfig, StageConfig
 from ra_blip.data.record_examples import BalancedExamples, CaptionPictures, RecordExamples
 from ra_blip.data.sources import SOURCES
 from ra_blip.errors import ConfigError, DataError
-from ra_blip.records import Example, Item, Question, write_jsonl
+from ra_blip.records import Example, Item, Question, read_items, read_questions, write_jsonl
 from ra_blip.training.engine import samples_at
 
 FACTS = [Item(f"f{i}", f"Fact number {i} speaks of tower {i}.") for i in range(12)]
@@ -23,6 +23,9 @@ QUESTIONS = [
     Question("q1", "Which hall?", answers=("hall 0",), gold=("v0", "v1"), negatives=("f3", "v4"), category="view"),
     Question("q2", "Is it?", answers=("no",), gold=("f1",), negatives=("f2", "f1", "answered")),
 ]
+
+
+Records = tuple[list[Item], list[Question]]
 
 
 def write(folder: Path, items: list[Item], questions: list[Question]) -> tuple[str, str]:
@@ -37,12 +40,21 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return write(tmp_path, [*FACTS, ANSWERED, *VIEWS], QUESTIONS)
 
 
+@pytest.fixture
+def records(files: tuple[str, str]) -> Records:
+    return read(files)
+
+
+def read(files: tuple[str, str]) -> Records:
+    return read_items(files[0]), read_questions(files[1])
+
+
 def drawn(source: RecordExamples, index: int, times: int = 40) -> list[Example]:
     return [source.draw(index, np.random.default_rng(seed)) for seed in range(times)]
 
 
-def test_a_sample_is_a_question_with_its_gold_and_others(files: tuple[str, str]) -> None:
-    source = RecordExamples(*files, negatives=4)
+def test_a_sample_is_a_question_with_its_gold_and_others(records: Records) -> None:
+    source = RecordExamples(*records, negatives=4)
     assert len(source) == 3
     for index, question in enumerate(QUESTIONS):
         for example in drawn(source, index):
@@ -53,8 +65,8 @@ def test_a_sample_is_a_question_with_its_gold_and_others(files: tuple[str, str])
             assert len(found) == (4 if index != 1 else len(found))
 
 
-def test_no_negative_holds_an_answer(files: tuple[str, str]) -> None:
-    source = RecordExamples(*files, negatives=9)
+def test_no_negative_holds_an_answer(records: Records) -> None:
+    source = RecordExamples(*records, negatives=9)
     first = Counter(item.id for example in drawn(source, 0) for item in example.negatives)
     assert set(first) == {f"f{i}" for i in range(1, 12)}, "all others, and never the one that names the answer"
     second = {item.id for example in drawn(source, 1) for item in example.negatives}
@@ -63,9 +75,9 @@ def test_no_negative_holds_an_answer(files: tuple[str, str]) -> None:
     assert "answered" in third, "an answer of two letters stands in many words, so it excludes nothing"
 
 
-def test_random_negatives_are_of_the_kind_of_the_gold(files: tuple[str, str]) -> None:
+def test_random_negatives_are_of_the_kind_of_the_gold(records: Records) -> None:
     for index, kind in ((0, "text"), (1, "image+text")):
-        for example in drawn(RecordExamples(*files, negatives=3), index):
+        for example in drawn(RecordExamples(*records, negatives=3), index):
             listed = example.question.negatives
             assert {item.kind for item in example.negatives if item.id not in listed} <= {kind}
 
@@ -77,9 +89,9 @@ def mined_file(folder: Path, found: dict[str, list[str]]) -> str:
     return str(path)
 
 
-def test_mined_and_listed_items_make_half_of_the_negatives(files: tuple[str, str], tmp_path: Path) -> None:
+def test_mined_and_listed_items_make_half_of_the_negatives(records: Records, tmp_path: Path) -> None:
     hits = mined_file(tmp_path, {"q0": ["f0", "f5", "answered", "f6", "f7", "v3", "unknown"], "q9": ["f1"]})
-    source = RecordExamples(*files, negatives=4, mined=hits)
+    source = RecordExamples(*records, negatives=4, mined=hits)
     hard = {"f5", "f6", "f7", "v3"}  # neither the gold, nor one that names the answer
     counts = Counter[str]()
     for example in drawn(source, 0, 80):
@@ -90,62 +102,60 @@ def test_mined_and_listed_items_make_half_of_the_negatives(files: tuple[str, str
     assert all(counts[name] < min(counts[one] for one in hard) for name in counts if name not in hard)
 
 
-def test_order_says_nothing(files: tuple[str, str], tmp_path: Path) -> None:
-    source = RecordExamples(*files, negatives=4, mined=mined_file(tmp_path, {"q0": ["f5"]}))
+def test_order_says_nothing(records: Records, tmp_path: Path) -> None:
+    source = RecordExamples(*records, negatives=4, mined=mined_file(tmp_path, {"q0": ["f5"]}))
     places = Counter([item.id for item in example.negatives].index("f5") for example in drawn(source, 0, 80))
     assert set(places) == {0, 1, 2, 3} and max(places.values()) < 40
 
 
-def test_a_draw_is_a_pure_function(files: tuple[str, str]) -> None:
-    first, second = (RecordExamples(*files, negatives=4) for _ in range(2))
+def test_a_draw_is_a_pure_function(records: Records) -> None:
+    first, second = (RecordExamples(*records, negatives=4) for _ in range(2))
     second.draw(1, np.random.default_rng(3))
     assert first.draw(0, np.random.default_rng(3)) == second.draw(0, np.random.default_rng(3))
     assert len({tuple(item.id for item in example.negatives) for example in drawn(first, 0)}) > 20
 
 
-def test_categories(files: tuple[str, str]) -> None:
-    source = RecordExamples(*files, negatives=1, categories=["text_fact", "view"])
+def test_categories(records: Records) -> None:
+    source = RecordExamples(*records, negatives=1, categories=["text_fact", "view"])
     assert [source.draw(i, np.random.default_rng()).question.id for i in range(len(source))] == ["q0", "q1"]
     with pytest.raises(DataError, match=r"no question of categories \['nothing'\]"):
-        RecordExamples(*files, negatives=1, categories=["nothing"])
+        RecordExamples(*records, negatives=1, categories=["nothing"])
 
 
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        (Question("bad", "Who?", gold=("gone",)), "question 'bad': gold item 'gone' is not in .*items.jsonl"),
+        (Question("bad", "Who?", gold=("gone",)), "mine: question 'bad': gold item 'gone' is not among the items"),
         (Question("bad", "Who?", gold=("f0", "gone")), "gold item 'gone'"),
         (Question("bad", "Who?"), "question 'bad': has no gold item"),
     ],
 )
-def test_questions_that_cannot_train_are_named(tmp_path: Path, question: Question, message: str) -> None:
-    files = write(tmp_path, FACTS, [QUESTIONS[0], question])
+def test_questions_that_cannot_train_are_named(question: Question, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        RecordExamples(*files, negatives=1)
+        RecordExamples(FACTS, [QUESTIONS[0], question], negatives=1, where="mine")
 
 
 @pytest.mark.parametrize(
     "line", ['{"hits": []}', '{"id": "q0"}', '{"id": "q0", "hits": [3]}', '{"id": "q0", "hits": 3}']
 )
-def test_mined_hits_of_another_form_are_named(files: tuple[str, str], tmp_path: Path, line: str) -> None:
+def test_mined_hits_of_another_form_are_named(records: Records, tmp_path: Path, line: str) -> None:
     path = tmp_path / "hits.jsonl"
     path.write_text(f'{{"id": "q0", "hits": []}}\n{line}\n')
     with pytest.raises(DataError, match=r"hits\.jsonl, line 2"):
-        RecordExamples(*files, negatives=1, mined=str(path))
+        RecordExamples(*records, negatives=1, mined=str(path))
 
 
-def test_texts_for_tokenizers(files: tuple[str, str]) -> None:
-    texts = list(RecordExamples(*files, negatives=1).texts())
+def test_texts_for_tokenizers(records: Records) -> None:
+    texts = list(RecordExamples(*records, negatives=1).texts())
     assert {"Which tower?", "Velora", "hall 0", "no", FACTS[3].text, VIEWS[2].text} <= set(texts)
 
 
-def test_captioned_pictures(files: tuple[str, str], tmp_path: Path) -> None:
-    source = CaptionPictures(files[0])
+def test_captioned_pictures(files: tuple[str, str]) -> None:
+    source = CaptionPictures(read_items(files[0]))
     assert [source.draw(i, np.random.default_rng()).id for i in range(len(source))] == [item.id for item in VIEWS]
     assert list(source.texts()) == [item.text for item in VIEWS]
-    bare = write(tmp_path / "bare", [*FACTS, Item("b", image="b.png")], QUESTIONS[:1])
-    with pytest.raises(DataError, match="no captioned picture"):
-        CaptionPictures(bare[0])
+    with pytest.raises(DataError, match="mine: no captioned picture"):
+        CaptionPictures([*FACTS, Item("b", image="b.png")], "mine")
 
 
 # ---------------------------------------------------------------- sources by name
@@ -184,22 +194,20 @@ def test_sources_over_a_generated_world(tmp_path: Path) -> None:
 
 
 def test_names_of_sources() -> None:
-    assert sorted(SOURCES) == ["atlas", "atlas_captions", "captions", "records"]
+    assert sorted(SOURCES) == ["atlas", "atlas_captions", "captions", "dataset", "records", "shards"]
 
 
 def test_golds_of_each_kind_and_never_the_questions_own_picture(tmp_path: Path) -> None:
     gold = ("v0", "f0", "v1", "v2", "f1")
     asked = [Question("q", "Which?", image=str(tmp_path / "0.png"), gold=gold), Question("p", "And?", gold=("v3",))]
-    source = RecordExamples(*write(tmp_path, [*FACTS, *VIEWS], asked), negatives=0, golds=1)
+    source = RecordExamples(*read(write(tmp_path, [*FACTS, *VIEWS], asked)), negatives=0, golds=1)
     seen = Counter(tuple(item.id for item in example.gold) for example in drawn(source, 0, 200))
     assert set(seen) == {(view, fact) for view in ("v1", "v2") for fact in ("f0", "f1")}
     assert all(example.question.gold == gold for example in drawn(source, 0)), "the others stay known as golds"
     alone = [Question("q", "Which?", image=str(tmp_path / "0.png"), gold=("v0",))]
     (tmp_path / "alone").mkdir()
-    files = write(tmp_path / "alone", [*FACTS, *VIEWS], alone)
-    assert [item.id for item in RecordExamples(*files, negatives=0, golds=1).draw(0, np.random.default_rng()).gold] == [
-        "v0"
-    ]
+    source = RecordExamples(*read(write(tmp_path / "alone", [*FACTS, *VIEWS], alone)), negatives=0, golds=1)
+    assert [item.id for item in source.draw(0, np.random.default_rng()).gold] == ["v0"]
 
 
 def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
@@ -209,7 +217,7 @@ def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
         for name, count in (("a", 7), ("b", 2), ("c", 1))
         for i in range(count)
     ]
-    source = BalancedExamples(*write(tmp_path, items, asked), negatives=0)
+    source = BalancedExamples(*read(write(tmp_path, items, asked)), negatives=0)
     assert len(source) == 12  # four rounds of three, the first multiple of three that is not below ten
     order = source.order(5, 2)
     assert np.array_equal(order, source.order(5, 2)) and not np.array_equal(order, source.order(5, 3))
@@ -220,8 +228,8 @@ def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
     assert samples_at(source, 1, 3, 5) == samples_at(source, 1, 3, 5)
 
 
-def test_category_patterns_and_views(files: tuple[str, str]) -> None:
-    assert len(RecordExamples(*files, negatives=1, categories=["text_*", "v?ew"])) == 2
-    source = RecordExamples(*files, negatives=1, view=lambda image, number: f"{image}#{number}", views=3)
+def test_category_patterns_and_views(records: Records) -> None:
+    assert len(RecordExamples(*records, negatives=1, categories=["text_*", "v?ew"])) == 2
+    source = RecordExamples(*records, negatives=1, view=lambda image, number: f"{image}#{number}", views=3)
     seen = {str(item.image)[-2:] for example in drawn(source, 1) for item in example.gold}
     assert seen == {"#0", "#1", "#2"}

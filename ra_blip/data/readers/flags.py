@@ -123,16 +123,6 @@ def read(root: str | Path, seed: int = 0) -> Reading:
     return reading
 
 
-def write(root: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
-    """:func:`read` ``root`` and write the three JSON lines files into ``out``; returns the counts by file name.
-
-    Raises:
-        DataError: as :func:`read`.
-        OutputError: ``out`` cannot be written.
-    """
-    return read(root, seed).write(out)
-
-
 def read_countries(root: Path) -> list[Country]:
     """All lines of ``entities.jsonl``. Raises :class:`DataError` with file and line."""
     path = root / "entities.jsonl"

@@ -1,0 +1,93 @@
+"""This package's own files: ``items.jsonl`` and ``*questions.jsonl``, read line by line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ra_blip.data.id_map import IdMap
+from ra_blip.data.readers.dataset import Dataset, Problems
+from ra_blip.data.readers.reading import json_lines
+from ra_blip.errors import DataError
+from ra_blip.records import Item, Question, _parse
+
+Record = TypeVar("Record", Item, Question)
+FILES = {"train": "train_questions.jsonl", "val": "val_questions.jsonl", "test": "questions.jsonl"}
+
+
+class Plain(Dataset):
+    """``items.jsonl``; ``train_questions.jsonl``, ``val_questions.jsonl``, and ``questions.jsonl``, the test split."""
+
+    name = "plain"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By any of the files."""
+        return any((root / file).is_file() for file in ("items.jsonl", *FILES.values()))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those whose file is there."""
+        return tuple(split for split, file in FILES.items() if (self.root / file).is_file())
+
+    def items(self) -> Iterator[Item]:
+        """The items whose picture is there, if they name one."""
+        return self._whole(records(self.root / "items.jsonl", Item, self.problems))
+
+    def questions(self, split: str) -> Iterator[Question]:
+        """The questions of one split whose picture is there, if they name one."""
+        self.require_split(split)
+        return self._whole(records(self.root / FILES[split], Question, self.problems))
+
+    def _whole(self, found: Iterator[tuple[str, Record]]) -> Iterator[Record]:
+        for where, record in found:
+            # a place in a container (x.tar#y) is looked at when it is opened
+            if record.image and "#" not in record.image and not Path(record.image).is_file():
+                self.problems.report("missing image", where, f"no such picture: {record.image}")
+            else:
+                yield record
+
+
+def records(
+    path: Path, kind: type[Record], problems: Problems, progress: Callable[[int], object] = lambda size: None
+) -> Iterator[tuple[str, Record]]:
+    """Yield (file and line, record) of each good line whose id is new; ids take 16 bytes each, nothing else is held.
+
+    Args:
+        path: the JSON lines file.
+        kind: ``Item`` or ``Question``.
+        problems: gets the other lines (``not JSON``, ``not UTF-8``, ``malformed record``, ``duplicate id``,
+            ``empty answer``), and ``unknown field``, which leaves nothing out.
+        progress: called with the bytes of each line.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+    seen = IdMap()
+    number = 0
+    for where, value in json_lines(path, problems, progress):
+        number = int(where.rpartition(" ")[2])
+        if not isinstance(value, dict):
+            problems.report("malformed record", where, f"expected a JSON object, found {type(value).__name__}")
+            continue
+        for key in value.keys() - set(fields):
+            if close := difflib.get_close_matches(key, fields, n=1, cutoff=0.75):
+                problems.report("unknown field", where, f"unknown field {key!r}; did you mean {close[0]!r}?")
+        try:
+            record = _parse(value, kind, path.parent, where)
+        except DataError as error:
+            problems.report("malformed record", where, str(error).removeprefix(f"{where}: "))
+            continue
+        first = seen.setdefault(record.id, number)
+        if first != number:
+            problems.report("duplicate id", where, f"id {record.id!r} was used in line {first}; ids must be unique")
+        elif isinstance(record, Question) and any(not answer.strip() for answer in record.answers):
+            problems.report("empty answer", where, "an answer is empty")
+        else:
+            yield where, record
+    if not number:
+        problems.report("empty file", str(path), "holds no record")

@@ -1,0 +1,129 @@
+"""WebQA (Chang et al., CVPR 2022) as its authors publish it: two JSON files, and the pictures in one large table.
+
+Knowledge: every snippet and every captioned picture that a question of any split names, as one pool (what
+full-corpus retrieval searches). Item ids are WebQA's image and snippet ids as strings.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ra_blip.data.readers.json_stream import members
+from ra_blip.data.readers.layout import (
+    Found,
+    Layout,
+    Raw,
+    Unusable,
+    answered,
+    field,
+    identity,
+    object_list,
+    question_text,
+    strings,
+    without,
+)
+from ra_blip.data.readers.webqa_tsv import TsvPictures
+from ra_blip.records import Item, Question
+
+UNKNOWN_KEYWORDS = "TBD"  # what stands for the keywords of text questions
+
+
+class WebQA(Layout):
+    """``WebQA_train_val.json``, ``WebQA_test.json``, ``imgs.tsv`` and ``imgs.lineidx``, each of them optional.
+
+    The two JSON files are one object each; they are read record by record and never held whole. Questions of ``test``
+    have no answers, and their candidates are not divided into gold and negatives. A question's ``category`` is
+    WebQA's ``Qcate``: ``text``, or ``YesNo``, ``Others``, ``choose``, ``number``, ``color``, ``shape`` of a picture.
+
+    References hold ``category``, ``keywords`` (of picture questions), ``gold`` and ``answers``.
+    """
+
+    name = "webqa"
+    files: ClassVar[dict[str, str]] = {
+        "train": "WebQA_train_val.json",
+        "val": "WebQA_train_val.json",
+        "test": "WebQA_test.json",
+    }
+
+    def items(self) -> Iterator[Item]:
+        """Pictures and snippets in the order in which questions name them."""
+        return self._knowledge(self._facts(), repeated=True)
+
+    def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
+        for where, raw in self._records(self.root / self.files[split]):
+            if raw.get("split") == split:
+                yield where, raw
+            elif raw.get("split") not in self.files:
+                self.problems.report("malformed record", where, f"unknown split {raw.get('split')!r}")
+
+    def _records(self, path: Path) -> Iterator[tuple[str, Raw]]:
+        for where, guid, raw in members(path):
+            if isinstance(raw, dict):
+                yield where, {**raw, "qid": guid}
+            else:
+                self.problems.report("malformed record", where, f"expected an object, found {type(raw).__name__}")
+
+    def _question(self, raw: Raw, split: str) -> Question:
+        answers = tuple(unquoted(answer) for answer in strings(raw, "A"))
+        gold = [*_ids(raw, "img_posFacts", "image_id"), *_ids(raw, "txt_posFacts", "snippet_id")]
+        negatives = [*_ids(raw, "img_negFacts", "image_id"), *_ids(raw, "txt_negFacts", "snippet_id")]
+        return Question(
+            identity(raw, "qid"),
+            question_text(raw, "Q", unquoted),
+            answers=answered(answers, "A") if "A" in raw else (),
+            gold=without(gold, ()),
+            negatives=without(negatives, gold),
+            category=field(raw, "Qcate", str) if "Qcate" in raw else None,
+        )
+
+    def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
+        keywords = raw.get("Keywords_A")
+        known = {"keywords": unquoted(keywords)} if isinstance(keywords, str) and keywords != UNKNOWN_KEYWORDS else {}
+        return {**super()._reference(raw, question), "category": question.category, **known}
+
+    def _facts(self) -> Iterator[Found]:
+        for path in dict.fromkeys(self.root / self.files[split] for split in self.splits):
+            for where, raw in self._records(path):
+                for key in ("img_posFacts", "img_negFacts", "img_Facts"):
+                    for fact in self._list(where, raw, key):
+                        yield where, fact, picture_item
+                for key in ("txt_posFacts", "txt_negFacts", "txt_Facts"):
+                    for fact in self._list(where, raw, key):
+                        yield where, fact, snippet_item
+
+    def _locate(self, name: str) -> str:
+        return self._pictures.find(name)
+
+    @functools.cached_property
+    def _pictures(self) -> TsvPictures:
+        return TsvPictures(self.root / "imgs.tsv")
+
+
+def picture_item(fact: Raw) -> list[Item]:
+    """A picture with title and caption; its picture is named by its id alone. Raises :class:`Unusable`."""
+    name = identity(fact, "image_id")
+    return [Item(name, _words(fact, "caption"), _words(fact, "title"), name, _words(fact, "url"))]
+
+
+def snippet_item(fact: Raw) -> list[Item]:
+    """A text snippet. Raises :class:`Unusable`."""
+    name, text = identity(fact, "snippet_id"), _words(fact, "fact")
+    if text is None:
+        raise Unusable("empty item", f"snippet {name!r} has no text")
+    return [Item(name, text, _words(fact, "title"), source=_words(fact, "url"))]
+
+
+def unquoted(text: str) -> str:
+    """WebQA's texts often stand in double quotes of their own, and hold carriage returns."""
+    return text.strip().strip('"').replace("\r", "").strip()
+
+
+def _words(fact: Raw, key: str) -> str | None:
+    return (unquoted(field(fact, key, str)) or None) if fact.get(key) is not None else None
+
+
+def _ids(raw: Raw, key: str, name: str) -> list[str]:
+    return [identity(fact, name) for fact in object_list(raw, key)]
