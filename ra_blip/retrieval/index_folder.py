@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ra_blip.errors import DataError, IndexMismatch, OutputError
+from ra_blip.folders import replacing, standing
 from ra_blip.records import Item, write_jsonl, write_text
 
 FORMAT = 1
@@ -23,34 +23,21 @@ HEADER = {"fingerprint": dict, "dimension": int, "metric": str, "factory": str, 
 def write(folder: Path, header: dict[str, Any], items: Iterable[Item], write_vectors: Callable[[Path], None]) -> None:
     """Write an index folder beside its place and rename it there.
 
-    The folder that it replaces is renamed first, and deleted last; :func:`open_checked` finds it under its other
-    name if a crash falls between the two renames. Two processes must not save to one place at the same time.
+    See :func:`ra_blip.folders.replacing` for what a crash leaves.
 
     Raises:
         OutputError: not writable, or the folder holds files that are no part of an index.
     """
     folder = Path(os.path.abspath(folder))
     _refuse_foreign(folder)
-    fresh, previous = _sibling(folder, "new"), _sibling(folder, "previous")
     try:
-        if previous.exists() and not folder.exists():
-            os.rename(previous, folder)  # a crash between the renames: first back to a known state
-        for leftover in (fresh, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        write_vectors(fresh / VECTORS)
-        # a sibling folder is equally deep, so that relative picture paths stay true after the rename
-        write_jsonl(fresh / ITEMS, items)
-        manifest = {"format": FORMAT, **header, "files": {name: _stamp(fresh / name) for name in (VECTORS, ITEMS)}}
-        write_text(fresh / MANIFEST, json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n")
-        _sync(fresh / VECTORS, fresh)
-        if folder.exists():
-            os.rename(folder, previous)
-        os.rename(fresh, folder)
-        _sync(folder.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        with replacing(folder) as fresh:
+            write_vectors(fresh / VECTORS)
+            # a sibling folder is equally deep, so that relative picture paths stay true after the rename
+            write_jsonl(fresh / ITEMS, items)
+            manifest = {"format": FORMAT, **header, "files": {name: _stamp(fresh / name) for name in (VECTORS, ITEMS)}}
+            write_text(fresh / MANIFEST, json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n")
     except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError where it cannot write
-        shutil.rmtree(fresh, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[-1]
         raise OutputError(f"{folder}: the index cannot be written ({reason})") from None
 
@@ -62,9 +49,7 @@ def open_checked(folder: Path) -> tuple[Path, dict[str, Any]]:
         DataError: nothing there, or a file is missing, truncated or altered.
         IndexMismatch: another format version.
     """
-    place = folder
-    if not folder.exists() and _sibling(folder, "previous").exists():
-        place = _sibling(folder, "previous")  # a save was killed between its two renames
+    place = standing(folder)
     manifest = _read_manifest(place)
     for name, stamp in manifest["files"].items():
         path = place / name
@@ -112,11 +97,6 @@ def _refuse_foreign(folder: Path) -> None:
         raise OutputError(f"{folder}: holds {foreign[0]!r}, which is no part of an index; choose another folder")
 
 
-def _sibling(folder: Path, role: str) -> Path:
-    folder = Path(os.path.abspath(folder))
-    return folder.with_name(f".{folder.name}.{role}")
-
-
 def _stamp(path: Path) -> dict[str, Any]:
     with path.open("rb") as content:
         digest = hashlib.sha256()
@@ -127,12 +107,3 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def test_items_and_vectors_of_two_indexes_do_not_mix(tmp_path: Path) -> None:
         KnowledgeIndex.load(folder)
 
 
-RENAME, RMTREE = os.rename, index_folder.shutil.rmtree
+RENAME, RMTREE = os.rename, shutil.rmtree
 
 
 @pytest.mark.parametrize("crash_at", range(1, 8))
@@ -237,8 +238,8 @@ def test_a_crash_while_saving_never_loses_the_index(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_folder.os, "rename", step(RENAME))
-        patch.setattr(index_folder.shutil, "rmtree", step(RMTREE))
+        patch.setattr(os, "rename", step(RENAME))
+        patch.setattr(shutil, "rmtree", step(RMTREE))
         patch.setattr(index_folder, "write_jsonl", step(index_folder.write_jsonl))
         patch.setattr(index_folder, "write_text", step(index_folder.write_text))
         try:
