@@ -12,37 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ra_blip.config import QFormerConfig, RetrieverConfig
-from ra_blip.models.attention import FeedForward, KeyValue, SelfAttention, init_bert, may_attend
+from ra_blip.models.attention import KeyValue, TransformerLayer, init_bert, may_attend
 from ra_blip.models.qformer import QFormer
 
 
-class FusionLayer(nn.Module):
-    """Self-attention over queries and text together, and ONE feed-forward for all positions (BERT style)."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        self.norm_first = config.norm_first
-        self.attention = SelfAttention(config.width, config.heads, config.dropout)
-        self.attention_norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.ffn = FeedForward(config.width, config.ffn)
-        self.ffn_norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``mask`` (B, 1, 1, T) bool."""
-        if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))  # type: ignore[no-any-return]
-
-
 class Fusion(nn.Module):
-    """The stack of fusion layers over the whole Q-Former output; no layers make it the identity."""
+    """Self-attention layers over queries and text together, BERT style; no layers make it the identity.
+
+    Unlike the Q-Former's, the feed-forward is one for all positions: it is what puts both kinds in one space.
+    """
 
     def __init__(self, config: QFormerConfig, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.width, config.heads, config.ffn, 1e-12, config.norm_first, config.dropout)
+            for _ in range(layers)
+        )
         self.final_norm = nn.LayerNorm(config.width, eps=1e-12) if config.norm_first and layers else nn.Identity()
         self.apply(init_bert)
 
@@ -76,7 +61,7 @@ class Retriever(nn.Module):
 
     def __init__(self, qformer: QFormerConfig, config: RetrieverConfig, vocabulary: int, feature_width: int) -> None:
         super().__init__()
-        self.ln_vision = nn.LayerNorm(feature_width)
+        self.ln_vision = nn.LayerNorm(feature_width, eps=qformer.ln_vision_eps)
         self.qformer = QFormer(qformer, vocabulary, feature_width, lm_head=True)
         self.fusion = Fusion(qformer, config.fusion_layers)
         self.head = nn.Linear(qformer.width, config.dimension)

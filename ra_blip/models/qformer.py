@@ -6,12 +6,17 @@ Source: Li et al. 2023 (BLIP-2), Dai et al. 2023 (InstructBLIP); one set of quer
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ra_blip.config import QFormerConfig
+from ra_blip.errors import ConfigError
 from ra_blip.models.attention import (
     CrossAttention,
     FeedForward,
@@ -23,11 +28,12 @@ from ra_blip.models.attention import (
 )
 
 Mode = Literal["image", "text", "instruct", "match", "generate"]
+TextUse = Literal["states", "guide", "none"]
 
 
 @dataclasses.dataclass
 class QFormerOutput:
-    """States after the last layer: ``queries`` (B, Q, D) and ``text`` (B, L, D); None for a part that was not given."""
+    """States after the last layer: ``queries`` (B, Q, D) and ``text`` (B, L, D); None for a part that is not there."""
 
     queries: Tensor | None
     text: Tensor | None
@@ -36,7 +42,7 @@ class QFormerOutput:
 class QFormerLayer(nn.Module):
     """One layer: joint self-attention, cross-attention of the queries (where it has one), separate FFNs."""
 
-    def __init__(self, config: QFormerConfig, feature_width: int, cross: bool) -> None:
+    def __init__(self, config: QFormerConfig, feature_width: int, cross: bool, text: bool) -> None:
         super().__init__()
         self.norm_first = config.norm_first
         self.attention = SelfAttention(config.width, config.heads, config.dropout)
@@ -45,9 +51,22 @@ class QFormerLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(config.width, eps=1e-12) if cross else None
         self.query_ffn = FeedForward(config.width, config.ffn)
         self.query_norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.text_ffn = FeedForward(config.width, config.ffn)
-        self.text_norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.text_ffn = FeedForward(config.width, config.ffn) if text else None
+        self.text_norm = nn.LayerNorm(config.width, eps=1e-12) if text else None
+        self.text_dead = False
         self.dropout = nn.Dropout(config.dropout)
+
+    def retire_text(self) -> None:
+        """Nobody reads the text this layer gives: it is no longer computed, and its feed-forward no longer trained.
+
+        The weights stay in the state, where checkpoints have them, but as buffers: no rule, decay or optimizer moment
+        reaches them, and no rank waits for their gradient.
+        """
+        self.text_dead = True
+        for module in [*(self.text_ffn or []), *([self.text_norm] if self.text_norm else [])]:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.data)
 
     def _residual(self, x: Tensor, block: nn.Module, norm: nn.Module, *given: object) -> Tensor:
         if self.norm_first:
@@ -55,18 +74,28 @@ class QFormerLayer(nn.Module):
         return norm(x + self.dropout(block(x, *given)))  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, queries: int, mask: Tensor | None, kv: KeyValue | None, kv_mask: Tensor | None
+        self,
+        x: Tensor,
+        queries: int,
+        mask: Tensor | None,
+        source: KeyValue | Tensor | None,
+        source_mask: Tensor | None,
     ) -> Tensor:
-        """(B, Q + L, D) -> (B, Q + L, D)."""
+        """(B, Q + L, D) -> (B, Q + L, D), or (B, Q, D) where the text is not read."""
         x = self._residual(x, self.attention, self.attention_norm, mask)
         q, t = x[:, :queries], x[:, queries:]  # (B, Q, D), (B, L, D)
-        if queries and self.cross is not None and self.cross_norm is not None and kv is not None:
-            q = self._residual(q, self.cross, self.cross_norm, kv, kv_mask)
+        if not next(self.query_ffn.parameters()).requires_grad:
+            # torch would copy frozen weights once a sample to multiply a slice with them: nine times slower in bf16
+            q, t = q.contiguous(), t.contiguous()
+        parts = []
         if queries:
-            q = self._residual(q, self.query_ffn, self.query_norm)
-        if t.shape[1]:
-            t = self._residual(t, self.text_ffn, self.text_norm)
-        return torch.cat([q, t], dim=1)
+            if self.cross is not None and self.cross_norm is not None and source is not None:
+                q = self._residual(q, self.cross, self.cross_norm, source, source_mask)
+            parts.append(self._residual(q, self.query_ffn, self.query_norm))
+        if t.shape[1] and not self.text_dead:
+            assert self.text_ffn is not None and self.text_norm is not None, "this Q-Former has no text branch"
+            parts.append(self._residual(t, self.text_ffn, self.text_norm))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 class LMHead(nn.Module):
@@ -102,31 +131,72 @@ class QFormer(nn.Module):
         vocabulary: number of text tokens.
         feature_width: width W of the visual features.
         lm_head: whether to hold the captioning head.
+        text: what becomes of text: its ``states`` are read; it is a ``guide`` of the queries alone (InstructBLIP), so
+            that the last layer's text feed-forward is dead weight, see :meth:`QFormerLayer.retire_text`; or there is
+            ``none``, and no text branch (BLIP-2, stage 2).
     """
 
-    def __init__(self, config: QFormerConfig, vocabulary: int, feature_width: int, lm_head: bool = False) -> None:
+    def __init__(
+        self,
+        config: QFormerConfig,
+        vocabulary: int,
+        feature_width: int,
+        lm_head: bool = False,
+        text: TextUse = "states",
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.words = nn.Embedding(vocabulary, config.width)
-        self.positions = nn.Embedding(config.max_positions, config.width)
+        self.config, self.text = config, text
+        branch = text != "none"
+        self.words = nn.Embedding(vocabulary, config.width) if branch else None
+        self.positions = nn.Embedding(config.max_positions, config.width) if branch else None
         self.embedding_norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            QFormerLayer(config, feature_width, cross=i % config.cross_every == 0) for i in range(config.layers)
+            QFormerLayer(config, feature_width, i % config.cross_every == 0, branch) for i in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.width, eps=1e-12) if config.norm_first else nn.Identity()
-        self.lm_head = LMHead(self.words) if lm_head else None
+        self.lm_head = LMHead(self.words) if lm_head and self.words is not None else None
         self.apply(init_bert)
         self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width).normal_(std=0.02))
+        if text == "guide":
+            self.layers[-1].retire_text()  # type: ignore[operator]
 
     def cross_kv(self, features: Tensor) -> list[KeyValue]:
         """Keys and values of every cross-attention layer for features (U, N, W): computed once, used by every pass."""
         return [layer.cross.key_value(features) for layer in self.layers if layer.cross is not None]  # type: ignore[union-attr, operator]
 
+    @contextmanager
+    def tapped(self, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
+        """While open, record what the queries read, for pictures of it; the outputs keep their bits.
+
+        Args:
+            layers: indices; only these pay for it.
+
+        Yields:
+            layer -> weights (B, H, Q, N), one entry a pass.
+
+        Raises:
+            ConfigError: a layer has no cross-attention.
+        """
+        having = [i for i, layer in enumerate(self.layers) if layer.cross is not None]
+        if wrong := sorted(set(layers) - set(having)):
+            raise ConfigError(f"layers {wrong} of the Q-Former have no cross-attention; those that have: {having}")
+        maps: dict[int, list[Tensor]] = {i: [] for i in layers}
+
+        def record(i: int) -> Callable[[CrossAttention, tuple[Any, ...]], None]:
+            return lambda cross, given: maps[i].append(cross.weights(*given).detach())
+
+        handles = [self.layers[i].cross.register_forward_pre_hook(record(i)) for i in maps]  # type: ignore[union-attr]
+        try:
+            yield maps
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def forward(
         self,
         mode: Mode,
-        kv: list[KeyValue] | None = None,
+        kv: list[KeyValue] | Tensor | None = None,
         kv_mask: Tensor | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
@@ -135,32 +205,39 @@ class QFormer(nn.Module):
 
         Args:
             mode: see the class.
-            kv: from :meth:`cross_kv`, batch B; not for ``text``.
+            kv: from :meth:`cross_kv`, batch B; or the features (B, N, W) themselves, which is faster where no other
+                pass reads them; not for ``text``. Several pictures stand side by side along N.
             kv_mask: (B, N) valid features; None where all are.
             text: (B, L) token ids; not for ``image``.
             text_mask: (B, L) valid tokens.
 
         Returns:
-            query and text states.
+            query states, and text states unless the text is a guide alone.
         """
         queries = 0 if mode == "text" else self.query_tokens.shape[1]
+        read = text is not None and self.text == "states"
+        assert queries or read, "the text states of this Q-Former are not read"
         if mode == "generate" and text is not None and text_mask is None:
             text_mask = torch.ones_like(text)  # the causal mask is built from it
         parts = []
         if queries:
             assert kv is not None, "this mode reads features"
-            parts.append(self.query_tokens.expand(kv[0][0].shape[0], -1, -1))  # (B, Q, D)
+            batch = len(kv if isinstance(kv, Tensor) else kv[0][0])
+            parts.append(self.query_tokens.expand(batch, -1, -1))  # (B, Q, D)
         if text is not None:
+            assert self.words is not None and self.positions is not None, "this Q-Former has no text branch"
             parts.append(self.words(text) + self.positions.weight[: text.shape[1]])  # (B, L, D)
         x = self.dropout(self.embedding_norm(torch.cat(parts, dim=1)))  # (B, Q + L, D)
         mask = self._self_mask(mode, queries, text_mask)
         cross_mask = None if kv_mask is None else may_attend(kv_mask)
-        pairs = iter(kv or [])
+        sources = itertools.repeat(kv) if isinstance(kv, Tensor) else iter(kv or [])
+        again = self.config.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            pair = next(pairs, None) if layer.cross is not None else None
-            x = layer(x, queries, mask, pair, cross_mask)
+            source = next(sources, None) if layer.cross is not None else None
+            given = (x, queries, mask, source, cross_mask)
+            x = checkpoint(layer, *given, use_reentrant=False) if again else layer(*given)
         x = self.final_norm(x)
-        return QFormerOutput(x[:, :queries] if queries else None, x[:, queries:] if text is not None else None)
+        return QFormerOutput(x[:, :queries] if queries else None, x[:, queries:] if read else None)
 
     @staticmethod
     def _self_mask(mode: Mode, queries: int, text_mask: Tensor | None) -> Tensor | None:
@@ -173,7 +250,7 @@ class QFormer(nn.Module):
 
     def token_logits(self, text_states: Tensor) -> Tensor:
         """Captioning logits (B, L, V) of text states (B, L, D); needs the head."""
-        assert self.lm_head is not None, "this Q-Former was built without a captioning head"
+        assert self.lm_head is not None and self.words is not None, "this Q-Former was built without a captioning head"
         return self.lm_head(text_states, self.words)  # type: ignore[no-any-return]
 
     def copy_from(self, other: QFormer) -> None:

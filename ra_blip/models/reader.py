@@ -14,7 +14,7 @@ from ra_blip.config import GeneratorConfig, QFormerConfig
 from ra_blip.models.attention import KeyValue, gather_kv
 from ra_blip.models.from_scratch import MatchHead
 from ra_blip.models.generator import Generator
-from ra_blip.models.qformer import QFormer
+from ra_blip.models.qformer import QFormer, TextUse
 
 Read = tuple[tuple[str, ...], str]  # the pictures that are read together, and the text that guides the reading
 
@@ -72,8 +72,9 @@ class Reader(nn.Module):
     ) -> None:
         super().__init__()
         self.image_id = image_id
-        self.ln_vision = nn.LayerNorm(feature_width)
-        self.qformer = QFormer(qformer, vocabulary, feature_width)
+        self.ln_vision = nn.LayerNorm(feature_width, eps=qformer.ln_vision_eps)
+        text: TextUse = "guide" if qformer.reader_text else "none"
+        self.qformer = QFormer(qformer, vocabulary, feature_width, text=text)
         self.project = nn.Linear(qformer.width, generator.width)
         self.generator = generator
         self.match_head = MatchHead(generator.width) if config.from_scratch.match_head else None
@@ -92,23 +93,26 @@ class Reader(nn.Module):
         Returns:
             (R, Q, D) in the LLM's space, one block a read.
         """
-        kv, kv_mask = self._joint_kv(features, batch.slots) if self.joint else self._single_kv(features, batch.slots)
-        out = self.qformer("instruct", kv=kv, kv_mask=kv_mask, text=batch.guide, text_mask=batch.guide_mask)
+        source, valid = self._joint(features, batch.slots) if self.joint else self._single(features, batch.slots)
+        if self.qformer.text == "none":
+            out = self.qformer("image", source, valid)
+        else:
+            out = self.qformer("instruct", source, valid, batch.guide, batch.guide_mask)
         assert out.queries is not None
         return self.project(out.queries)  # type: ignore[no-any-return]
 
-    def _single_kv(self, features: Tensor, slots: Tensor) -> tuple[list[KeyValue], None]:
+    def _single(self, features: Tensor, slots: Tensor) -> tuple[list[KeyValue], None]:
         """Keys and values once per distinct picture, then one row a read."""
         kv = gather_kv(self.qformer.cross_kv(self.ln_vision(features)), slots[:, 0])
         assert kv is not None
         return kv, None
 
-    def _joint_kv(self, features: Tensor, slots: Tensor) -> tuple[list[KeyValue], Tensor]:
+    def _joint(self, features: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures of a read side by side, (R, S x N, W), with slot and position embeddings; empty slots masked."""
         seen = self.ln_vision(features)[slots.clamp(min=0)]  # (R, S, N, W)
         seen = seen + self.slot_embedding[: slots.shape[1]] + self.position_embedding[: slots.shape[1]]
         valid = (slots >= 0)[..., None].expand(-1, -1, seen.shape[2])  # (R, S, N)
-        return self.qformer.cross_kv(seen.flatten(1, 2)), valid.flatten(1)
+        return seen.flatten(1, 2), valid.flatten(1)
 
     def embed(self, batch: PromptBatch, soft: Tensor | None) -> tuple[Tensor, Tensor]:
         """Prompt embeddings (B, T, D) with the soft tokens in place, and the source ids (B, T) with pads there."""
@@ -120,8 +124,13 @@ class Reader(nn.Module):
             embeds = embeds.masked_scatter(here[..., None], blocks.to(embeds.dtype))
         return embeds, source
 
-    def encode(self, features: Tensor | None, batch: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, T, D) and source ids (B, T); ``features`` is None where no prompt has a picture."""
+    def prompt_states(self, features: Tensor | None, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """What the generator answers from (B, T, D), and source ids (B, T); ``features`` is None without pictures."""
         soft = None if features is None else self.soft_tokens(features, batch)
         embeds, source = self.embed(batch, soft)
         return self.generator.encode(embeds, batch.mask), source
+
+    def encode(self, features: Tensor | None, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """What the ranker pools: the LLM's states over the prompt (B, T, D) float32, and source ids (B, T)."""
+        states, source = self.prompt_states(features, batch)
+        return self.generator.contextual(states, batch.mask), source

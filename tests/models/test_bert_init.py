@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from ra_blip.errors import CheckpointError
 from ra_blip.models.bert_init import start_from_bert
+from ra_blip.models.fusion import Fusion
 from ra_blip.models.qformer import QFormer
 from ra_blip.models.rablip import RABlip
 from tests import tiny
@@ -66,6 +68,22 @@ def test_as_many_layers_as_both_have(bert: str) -> None:
     assert torch.equal(shallow.layers[0].text_ffn[2].weight, deep.layers[0].text_ffn[2].weight)
 
 
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_the_fusion_gets_the_last_layers(bert: str, layers: int) -> None:
+    from transformers import BertModel
+
+    fusion = tiny.shaken(Fusion(tiny.qformer_config(), layers)).eval()
+    kept = [tiny.state(layer) for layer in fusion.layers]
+    start_from_bert(QFormer(tiny.qformer_config(), 50, 8), bert, fusion)
+    x = torch.randn(2, 5, 16)
+    theirs = list(BertModel.from_pretrained(bert).eval().encoder.layer)[-layers:] if layers else []
+    for layer, given in zip(fusion.layers, theirs, strict=False):
+        with torch.no_grad():
+            out = given(x)
+        assert tiny.close(layer(x), out if isinstance(out, torch.Tensor) else out[0])
+    assert layers < 3 or all(torch.equal(v, kept[2][n]) for n, v in fusion.layers[2].state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "message"),
     [
@@ -98,8 +116,22 @@ def test_another_architecture_and_no_model_are_refused(tmp_path: Path) -> None:
 
 def test_a_new_model_starts_both_halves(bert: str) -> None:
     model = RABlip.build(tiny.model_config(overrides=(f"qformer.text_init={bert}",)), tiny.TEXTS)
-    given = bert_states(bert, IDS, MASK)
-    for half in (model.retriever, model.reader):
-        with torch.no_grad():
-            states = half.qformer.eval()("text", text=IDS, text_mask=MASK).text
-        assert states is not None and tiny.close(states[MASK.bool()], given[MASK.bool()])
+    retriever, reader = model.retriever.qformer.eval(), model.reader.qformer
+    with torch.no_grad():
+        states = retriever("text", text=IDS, text_mask=MASK).text
+    assert states is not None and tiny.close(states[MASK.bool()], bert_states(bert, IDS, MASK)[MASK.bool()])
+    ours, theirs = tiny.state(reader), tiny.state(retriever)
+    fused = model.retriever.fusion.layers[0].state_dict()
+    assert torch.equal(fused["ffn.2.weight"], theirs["layers.1.text_ffn.2.weight"]), "one layer: BERT's last"
+    text_side = [name for name in ours if not re.search(r"cross|query_tokens|words", name)]
+    assert len(text_side) > 30 and all(torch.equal(ours[name], theirs[name]) for name in text_side)
+
+
+def test_without_a_text_branch_the_rest_is_taken(bert: str) -> None:
+    full, bare = (tiny.shaken(QFormer(tiny.qformer_config(), 53, 8, text=text)) for text in ("states", "none"))
+    for qformer in (full, bare):
+        start_from_bert(qformer, bert)
+    ours, theirs = tiny.state(bare), tiny.state(full)
+    assert set(theirs) - set(ours) == {name for name in theirs if re.match(r"words|positions|layers\.\d\.text_", name)}
+    shared = [name for name in ours if re.search(r"\.attention|query_ffn|query_norm", name)]
+    assert len(shared) == 2 * 12 and all(torch.equal(ours[name], theirs[name]) for name in shared)

@@ -48,6 +48,11 @@ def test_padding_changes_nothing(fusion: Fusion) -> None:
     assert torch.equal(fusion(queries, text, mask), fusion(queries, text.masked_fill(mask[..., None] == 0, 5.0), mask))
 
 
+def test_without_a_mask_all_text_is_heard(fusion: Fusion) -> None:
+    queries, text = draw(2, 3, 16), draw(2, 4, 16, seed=1)
+    assert torch.equal(fusion(queries, text), fusion(queries, text, torch.ones(2, 4)))
+
+
 def test_no_layers_are_the_identity() -> None:
     queries = draw(2, 3, 16)
     assert torch.equal(Fusion(qformer_config(norm_first=True), 0)(queries, draw(2, 4, 16)), queries)

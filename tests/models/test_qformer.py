@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ra_blip.errors import ConfigError
 from ra_blip.models.attention import gather_kv
 from ra_blip.models.qformer import Mode, QFormer
 from tests.tiny import close, qformer_config, shaken, state
@@ -11,7 +15,7 @@ from tests.tiny import close, qformer_config, shaken, state
 WORDS, FEATURES = 30, 6
 
 
-def build(norm_first: bool = False, **changes: int) -> QFormer:
+def build(norm_first: bool = False, **changes: Any) -> QFormer:
     torch.manual_seed(0)
     return shaken(QFormer(qformer_config(norm_first=norm_first, **changes), WORDS, FEATURES, lm_head=True)).eval()
 
@@ -131,11 +135,23 @@ def test_keys_and_values_once_a_picture_equal_those_of_every_row(qformer: QForme
     assert torch.equal(shared[0], shared[1]) and not close(shared[0], shared[2], 1e-3)
 
 
-def test_masked_features_are_not_read(qformer: QFormer, features: Tensor) -> None:
-    valid = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+def test_features_can_be_given_as_they_are(qformer: QFormer, features: Tensor) -> None:
+    mask = torch.ones(2, 5)
+    many = torch.randn(2, 40, FEATURES)  # so many that keys and values are not built
+    for given in (features, many):
+        valid = (torch.arange(given.shape[1]) < 3 * torch.arange(1, 3)[:, None]).int()
+        ours, shared = (qformer("instruct", read, valid, text(), mask) for read in (given, qformer.cross_kv(given)))
+        assert close(ours.queries, shared.queries, 2e-6) and close(ours.text, shared.text, 2e-6)
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_masked_features_are_not_read(qformer: QFormer, count: int) -> None:
+    features = torch.randn(2, count, FEATURES)
+    valid = (torch.arange(count) < torch.tensor([[3], [2]])).int()
     changed = features.masked_fill(valid[..., None] == 0, 9.0)
     both = [qformer("image", qformer.cross_kv(f), kv_mask=valid).queries for f in (features, changed)]
     assert torch.equal(*both)
+    assert torch.equal(*[qformer("image", f, kv_mask=valid).queries for f in (features, changed)])
     assert not close(both[0], qformer("image", qformer.cross_kv(features)).queries, 1e-3)
 
 
@@ -163,3 +179,92 @@ def test_copy_from_takes_every_shared_weight() -> None:
     taken, given = state(target), state(source)
     assert all(torch.equal(value, given[name]) for name, value in taken.items())
     assert {name.partition(".")[0] for name in set(given) - set(taken)} == {"lm_head"}
+
+
+def guided(source: QFormer) -> QFormer:
+    """A Q-Former with the weights of ``source`` whose text states are not read."""
+    target = QFormer(source.config, WORDS, FEATURES, text="guide").eval()
+    target.copy_from(source)
+    return target
+
+
+def test_text_that_only_guides_leaves_the_queries_as_they_are(qformer: QFormer, features: Tensor) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    guide = guided(qformer)
+    out = guide("instruct", features, text=text(), text_mask=mask)
+    assert out.text is None
+    assert torch.equal(out.queries, qformer("instruct", features, text=text(), text_mask=mask).queries)
+    assert torch.equal(guide("image", features).queries, qformer("image", features).queries)
+    with pytest.raises(AssertionError, match="not read"):
+        guide("text", text=text(), text_mask=mask)
+
+
+def test_the_dead_text_feed_forward_is_kept_but_not_trained(features: Tensor) -> None:
+    source = build()
+    guide = guided(source)
+    dead = {f"layers.1.text_{name}" for name in ("ffn.0.weight", "ffn.0.bias", "ffn.2.weight", "ffn.2.bias")}
+    dead |= {"layers.1.text_norm.weight", "layers.1.text_norm.bias"}
+    given = {name: value for name, value in state(source).items() if not name.startswith("lm_head")}
+    assert state(guide).keys() == given.keys() and all(torch.equal(state(guide)[name], given[name]) for name in dead)
+    assert set(given) - {name for name, _ in guide.named_parameters()} == dead
+    guide("instruct", features, text=text(), text_mask=torch.ones(2, 5)).queries.sum().backward()
+    assert [name for name, value in guide.named_parameters() if value.grad is None] == []
+
+
+def test_frozen_it_gives_the_same(qformer: QFormer, features: Tensor) -> None:
+    before = qformer("instruct", features, text=text(), text_mask=torch.ones(2, 5))
+    after = qformer.requires_grad_(False)("instruct", features, text=text(), text_mask=torch.ones(2, 5))
+    assert close(after.queries, before.queries, 2e-6) and close(after.text, before.text, 2e-6)
+
+
+def test_without_a_text_branch(features: Tensor) -> None:
+    source = build()
+    bare = QFormer(source.config, WORDS, FEATURES, text="none").eval()
+    bare.load_state_dict({name: value for name, value in state(source).items() if name in bare.state_dict()})
+    gone = {re.sub(r"(layers\.\d\.)?(\w+)\..*", r"\2", name) for name in set(state(source)) - set(state(bare))}
+    assert gone == {"words", "positions", "text_ffn", "text_norm", "lm_head"}
+    assert torch.equal(bare("image", features).queries, source("image", features).queries)
+    with pytest.raises(AssertionError, match="no text branch"):
+        bare("instruct", features, text=text())
+
+
+def test_taps_show_what_was_read_and_change_no_bit(features: Tensor) -> None:
+    qformer, mask = build(layers=4), torch.ones(2, 5)
+    valid = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    before = qformer("instruct", features, valid, text(), mask)
+    with qformer.tapped([0, 2]) as maps:
+        for source in (features, qformer.cross_kv(features)):
+            after = qformer("instruct", source, valid, text(), mask)
+            assert close(after.queries, before.queries, 2e-6)
+        assert torch.equal(qformer("instruct", features, valid, text(), mask).queries, before.queries)
+    assert [len(maps[i]) for i in (0, 2)] == [3, 3] and maps[0][0].shape == (2, 2, 3, 4)
+    assert close(maps[2][0], maps[2][1]) and torch.equal(maps[2][0], maps[2][2])
+    assert close(maps[0][0].sum(-1), torch.ones(2, 2, 3)) and not maps[0][0][0, :, :, 3].any()
+    x = qformer.embedding_norm(
+        torch.cat([qformer.query_tokens.expand(2, -1, -1), qformer.words(text()) + qformer.positions.weight[:5]], 1)
+    )
+    first = qformer.layers[0]
+    asked = first.attention_norm(x + first.attention(x))[:, :3]
+    keys, _ = first.cross.key_value(features)
+    scores = first.cross.q(asked).unflatten(-1, (2, 8)).transpose(1, 2) @ keys.transpose(-1, -2) / 8**0.5
+    assert close(maps[0][0], scores.masked_fill(valid[:, None, None] == 0, -1e9).softmax(-1))
+    qformer("image", features)
+    assert len(maps[0]) == 3, "closed"
+    with (
+        pytest.raises(ConfigError, match=r"layers \[1\] .* no cross-attention; those that have: \[0, 2\]"),
+        qformer.tapped([1, 2]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_computed_twice_give_the_same_gradient(features: Tensor, dropout: float) -> None:
+    gradients = []
+    for again in (False, True):
+        qformer = build(gradient_checkpointing=again, dropout=dropout).train()
+        torch.manual_seed(4)
+        kv = qformer.cross_kv(features)
+        qformer("instruct", kv, text=text(), text_mask=torch.ones(2, 5)).queries.square().sum().backward()
+        gradients.append({name: value.grad for name, value in qformer.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 30
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())

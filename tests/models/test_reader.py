@@ -125,9 +125,9 @@ def test_an_empty_slot_is_not_read(release: RABlip) -> None:
     moved[0] = moved[0].flip(-1)  # what an empty slot points at when -1 is clamped
     after = release.reader.soft_tokens(moved, batch)
     assert torch.equal(before[1], after[1]) and not close(before[0], after[0], 1e-3)
-    kv, valid = release.reader._joint_kv(seen, batch.slots)
+    joint, valid = release.reader._joint(seen, batch.slots)
     assert valid.sum(-1).tolist() == [2 * seen.shape[1], seen.shape[1]]
-    assert kv[0][0].shape[2] == 2 * seen.shape[1]
+    assert joint.shape[1] == 2 * seen.shape[1]
 
 
 def test_slots_tell_pictures_apart(release: RABlip) -> None:
@@ -162,3 +162,41 @@ def test_moving_a_batch_keeps_every_tensor(interleaved: RABlip, tmp_path: Path) 
     for field in dataclasses.fields(batch):
         a, b = getattr(batch, field.name), getattr(moved, field.name)
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def test_what_is_read_alone_and_what_is_shared_agree(release: RABlip) -> None:
+    prompts = [Prompt("<image> a", ("0", "1"), ("what?",)), Prompt("<image> b", ("2",), ("roof",))]
+    batch, seen = batch_of(release, prompts)
+    assert seen is not None
+    features, valid = release.reader._joint(seen, batch.slots)
+    kv = release.reader.qformer.cross_kv(features)
+    out = release.reader.qformer("instruct", kv, valid, batch.guide, batch.guide_mask)
+    assert close(release.reader.soft_tokens(seen, batch), release.reader.project(out.queries), 2e-6)
+
+
+def test_without_a_text_side_guides_change_nothing() -> None:
+    built = model("release", overrides=("qformer.reader_text=false",))
+    assert not [name for name in built.reader.state_dict() if name.startswith("qformer.") and "text_" in name]
+    prompts = [Prompt("<image> a", ("0",), ("what?",)), Prompt("<image> a", ("0",), ("the roof of it",))]
+    batch, seen = batch_of(built, prompts)
+    assert seen is not None
+    soft = built.reader.soft_tokens(seen, batch)
+    assert close(soft[0], soft[1], 1e-6)
+
+
+def test_the_norm_in_front_has_the_configured_eps() -> None:
+    for eps in (1e-5, 1e-6):
+        built = model(overrides=(f"qformer.ln_vision_eps={eps}",))
+        assert built.reader.ln_vision.eps == built.retriever.ln_vision.eps == eps
+
+
+def test_every_trained_weight_of_the_reader_has_a_gradient(release: RABlip) -> None:
+    prompts = [Prompt("<image> a", ("0", "1", "2"), ("what?",)), Prompt("<image> b", ("2",), ("roof",))]
+    batch, seen = batch_of(release, prompts)
+    assert seen is not None
+    reader = release.reader
+    reader.zero_grad()
+    reader.soft_tokens(seen, batch).square().sum().backward()
+    named = {name: value for name, value in reader.named_parameters() if not name.startswith("generator.")}
+    assert [name for name, value in named.items() if value.grad is None] == []
+    assert len(named) > 40
