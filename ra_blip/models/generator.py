@@ -1,4 +1,4 @@
-"""The LLM behind one face: soft prompt in, tokens out. Any Hugging Face seq2seq model through ``inputs_embeds``."""
+"""The LLM behind one face: soft prompt in, tokens out. Any Hugging Face seq2seq or causal model."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ra_blip.config import GeneratorConfig
-from ra_blip.errors import CheckpointError, ConfigError
+from ra_blip.config import GeneratorConfig, LoraConfig, Precision
+from ra_blip.errors import ConfigError
 from ra_blip.models.from_scratch import CopyHead, LocalMixing
+from ra_blip.models.llm import build_llm
+from ra_blip.models.lora import add_lora
 
 
 class Generator(nn.Module):
     """A seq2seq LLM with its decoding options in one place.
 
-    Args:
-        config: which LLM, prompt lengths and decoding.
-        vocabulary: tokenizer size, for an LLM built from a config.
-        pad, eos: token ids, likewise.
+    Prompts come padded on the right, as embeddings (B, T, D) with a mask. ``encode`` makes of them the states that
+    all other methods take, so that a prompt that is asked several things is encoded once.
 
-    Raises:
-        ConfigError: neither a name nor a config with a ``model_type``.
-        CheckpointError: the named LLM cannot be loaded.
+    Args:
+        config: prompt lengths and decoding.
+        llm: the Hugging Face model with its head.
+        pad: token id that fills a batch.
+        eos: token id that ends an answer.
     """
 
-    def __init__(self, config: GeneratorConfig, vocabulary: int, pad: int, eos: int) -> None:
+    def __init__(self, config: GeneratorConfig, llm: Any, pad: int, eos: int) -> None:
         super().__init__()
         self.config = config
-        self.llm = _build(config, vocabulary, pad, eos)
+        self.llm = llm
         self.width: int = self.llm.get_input_embeddings().embedding_dim
-        self.pad = pad
+        self.pad, self.eos = pad, eos
         scratch = config.from_scratch
         self.mixing = LocalMixing(self.width) if scratch.local_mixing else None
         self.copy_head = CopyHead(self.llm.lm_head) if scratch.copy_head else None
         if self.copy_head is not None:
             self.llm.lm_head = self.copy_head
+        if config.lora.rank:
+            add_lora(self.llm, config.lora)
+
+    def adapt(self, config: LoraConfig) -> None:
+        """Put low-rank adapters into an LLM that has none yet, and keep that in the config. Raises as ``add_lora``."""
+        add_lora(self.llm, config)
+        self.config.lora = config
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, D)."""
@@ -45,20 +54,25 @@ class Generator(nn.Module):
 
     def word_logits(self, states: Tensor) -> Tensor:
         """States of the LLM's embedding space (B, D) against its vocabulary -> (B, V), scaled as its own output is."""
-        return states @ self.llm.get_input_embeddings().weight.T * self.width**-0.5  # type: ignore[no-any-return]
+        words = self.llm.get_input_embeddings().weight
+        return states.to(words.dtype) @ words.T * self.width**-0.5  # type: ignore[no-any-return]
 
     def encode(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """Prompt embeddings (B, T, D) with valid positions (B, T) -> encoder states (B, T, D)."""
+        """Prompt embeddings (B, T, D) with valid positions (B, T) -> the states (B, T, D) that the LLM answers from."""
         if self.mixing is not None:
             embeds = self.mixing(embeds, mask)
         out = self.llm.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
+    def contextual(self, states: Tensor, mask: Tensor) -> Tensor:
+        """States as the ranker pools them, after the prompt was read: (B, T, D), (B, T) -> (B, T, D) float32."""
+        return states.float()
+
     def token_losses(self, states: Tensor, mask: Tensor, source: Tensor, labels: Tensor) -> Tensor:
         """Teacher-forced cross-entropy.
 
         Args:
-            states: encoder states (B, T, D).
+            states: of :meth:`encode` (B, T, D).
             mask: valid source positions (B, T).
             source: source token ids (B, T), what a copy head may copy; ``pad`` where a picture stands.
             labels: (B, A) target ids, -100 where there is none.
@@ -66,18 +80,18 @@ class Generator(nn.Module):
         Returns:
             (B, A) loss per token, zero where the label is -100.
         """
-        inputs = self.llm._shift_right(labels)
-        with self._reading(states, mask, source):
-            out = self.llm(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs, use_cache=False)
-        logits = out.logits.float()
+        logits = self.answer_logits(states, mask, source, labels)
         return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
 
+    def answer_logits(self, states: Tensor, mask: Tensor, source: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits (B, A, V) float32; arguments as :meth:`token_losses`."""
+        inputs = self.llm.prepare_decoder_input_ids_from_labels(labels=labels)
+        return self._decode(states, mask, source, inputs)
+
     def first_logits(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-        """Logits of the first answer token, (B, V)."""
+        """Logits of the first answer token, (B, V) float32."""
         start = torch.full((len(states), 1), self.llm.config.decoder_start_token_id, device=states.device)
-        with self._reading(states, mask, source):
-            out = self.llm(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=start, use_cache=False)
-        return out.logits[:, 0].float()  # type: ignore[no-any-return]
+        return self._decode(states, mask, source, start)[:, 0]
 
     def generate(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
         """Decode answers, (B, A') token ids."""
@@ -92,7 +106,7 @@ class Generator(nn.Module):
         return out  # type: ignore[no-any-return]
 
     def decoding(self) -> dict[str, Any]:
-        """The decoding options, as they go to ``generate``."""
+        """The decoding options, as they go to ``generate``; nothing is sampled."""
         c = self.config
         return {
             "max_new_tokens": c.answer_length,
@@ -100,7 +114,13 @@ class Generator(nn.Module):
             "do_sample": False,
             "repetition_penalty": c.repetition_penalty,
             **({"length_penalty": c.length_penalty} if c.beams > 1 else {}),
+            **({"min_new_tokens": c.min_answer_length} if c.min_answer_length else {}),
         }
+
+    def _decode(self, states: Tensor, mask: Tensor, source: Tensor, inputs: Tensor) -> Tensor:
+        with self._reading(states, mask, source):
+            out = self.llm(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs, use_cache=False)
+        return out.logits.float()  # type: ignore[no-any-return]
 
     def _reading(self, states: Tensor, mask: Tensor, source: Tensor) -> contextlib.AbstractContextManager[None]:
         if self.copy_head is None:
@@ -108,24 +128,77 @@ class Generator(nn.Module):
         return self.copy_head.reading(states, mask.bool() & (source != self.pad), source)
 
 
-def _build(config: GeneratorConfig, vocabulary: int, pad: int, eos: int) -> Any:
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+class CausalGenerator(Generator):
+    """A causal LLM: soft prompt, prompt and answer are one sequence, and the loss is on the answer.
 
-    if config.name:
-        try:
-            return AutoModelForSeq2SeqLM.from_pretrained(config.name)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"LLM {config.name!r} cannot be loaded as a seq2seq model: {first}") from None
-    given = dict(config.config)
-    kind = given.pop("model_type", None)
-    if kind is None:
-        raise ConfigError("model.generator: give 'name' (Hugging Face name or folder) or 'config' with a 'model_type'")
-    given = {
-        "vocab_size": vocabulary,
-        "pad_token_id": pad,
-        "eos_token_id": eos,
-        "decoder_start_token_id": pad,
-        **given,
-    }
-    return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **given))
+    Its states are the prompt embeddings themselves. Answers are put right behind each row's last valid position, and
+    for decoding rows are moved to the right, so that neither a batch's padding nor its company changes a position.
+    """
+
+    def encode(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """The embeddings as they are; (B, T, D)."""
+        return embeds
+
+    def contextual(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The last layer's states over the prompt, (B, T, D) float32."""
+        out = self.llm.base_model(inputs_embeds=states, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state.float()  # type: ignore[no-any-return]
+
+    def answer_logits(self, states: Tensor, mask: Tensor, source: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits (B, A, V) float32; ``source`` is not read."""
+        lengths = mask.sum(-1)  # (B,)
+        at = lengths[:, None] + torch.arange(labels.shape[1], device=labels.device)  # (B, A) where answers stand
+        room = torch.zeros_like(states[:, :1]).expand(-1, labels.shape[1], -1)
+        answer = self.embed(labels.clamp(min=0))  # (B, A, D)
+        joint = torch.cat([states, room], dim=1)  # (B, T + A, D)
+        joint = joint.scatter(1, at[..., None].expand_as(answer), answer.to(joint.dtype))
+        valid = torch.cat([mask, torch.zeros_like(labels, dtype=mask.dtype)], dim=1)  # (B, T + A)
+        valid = valid.scatter(1, at, (labels != -100).to(mask.dtype))
+        first = int(lengths.min()) - 1  # the shortest prompt's last position tells its first answer token
+        logits = self._logits(joint, valid, torch.arange(first, joint.shape[1] - 1, device=at.device))
+        rows = (at - 1 - first)[..., None].expand(-1, -1, logits.shape[-1])
+        return logits.gather(1, rows).float()
+
+    def first_logits(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+        """Logits of the first answer token, (B, V) float32; ``source`` is not read."""
+        last, row = (mask.sum(-1) - 1).unique(return_inverse=True)
+        logits = self._logits(states, mask, last)
+        return logits[torch.arange(len(row), device=row.device), row].float()
+
+    def generate(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+        """Decode answers, (B, A') token ids; ``source`` is not read, and the prompt is not in the result.
+
+        A repetition penalty counts the answer's own tokens and not the prompt's, as in LAVIS.
+        """
+        length = mask.shape[1]
+        from_right = (torch.arange(length, device=mask.device) + mask.sum(-1, keepdim=True)) % length  # (B, T)
+        return self.llm.generate(  # type: ignore[no-any-return]
+            inputs_embeds=states.gather(1, from_right[..., None].expand_as(states)),
+            attention_mask=mask.gather(1, from_right),
+            **self.decoding(),
+        )
+
+    def decoding(self) -> dict[str, Any]:
+        """As of a seq2seq LLM, with the ids that end and fill an answer, which causal LLMs do not agree upon."""
+        return {**super().decoding(), "eos_token_id": self.eos, "pad_token_id": self.pad}
+
+    def _logits(self, embeds: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        """Logits at the positions ``keep`` only, (B, K, V): a large vocabulary at every position fills the memory."""
+        out = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+        return out.logits  # type: ignore[no-any-return]
+
+
+def build_generator(
+    config: GeneratorConfig, vocabulary: int, pad: int, eos: int, precision: Precision = "fp32"
+) -> Generator:
+    """The generator around the LLM that ``config`` names; arguments and errors as :func:`ra_blip.models.llm.build_llm`.
+
+    Raises:
+        ConfigError: also where ``from_scratch`` stands beside a causal LLM or another number format than fp32.
+    """
+    llm = build_llm(config, vocabulary, pad, eos, precision)
+    scratch = config.from_scratch
+    causal = not llm.config.is_encoder_decoder
+    if (scratch.copy_head or scratch.local_mixing) and (causal or precision != "fp32"):
+        raise ConfigError("model.generator.from_scratch: copy_head and local_mixing need a seq2seq LLM in fp32")
+    return (CausalGenerator if causal else Generator)(config, llm, pad, eos)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import string
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ra_blip.config import ModelConfig
-from ra_blip.errors import CheckpointError
-from ra_blip.images import open_image, resize
-from ra_blip.models.prompt import IMAGE, LABELS, LAYOUTS, Prompt
+from ra_blip.containers import stamp
+from ra_blip.errors import CheckpointError, ConfigError
+from ra_blip.models.llm import llm_config
+from ra_blip.models.pixels import pixels
+from ra_blip.models.prompt import IMAGE, LABELS, LAYOUTS, Prompt, ask
 from ra_blip.models.reader import PromptBatch, Read
 from ra_blip.records import Item, Question
 
@@ -37,16 +39,16 @@ class Processor:
 
     def __init__(self, config: ModelConfig, text: Any, llm: Any) -> None:
         self.config, self.text, self.llm = config, text, llm
-        for tokenizer in (text, llm):
-            known = set(tokenizer.get_vocab())
-            extra = [token for token in ("[DEC]", IMAGE) if token not in known]
-            if extra:
-                tokenizer.add_tokens(extra, special_tokens=True)
+        for tokenizer, token in ((text, "[DEC]"), (llm, IMAGE)):
+            if token not in tokenizer.get_vocab():
+                tokenizer.add_tokens([token], special_tokens=True)
+        if llm.pad_token is None:  # Llama's, say; masks tell padding from text
+            llm.pad_token = llm.eos_token
         size = config.vision.image_size
-        self._pixels = lru_cache(PIXEL_CACHE // (3 * size * size))(lambda path, mark: resize(open_image(path), size))
+        decode = config.vision.decode
+        self._pixels = lru_cache(PIXEL_CACHE // (3 * size * size))(lambda name, mark: pixels(name, size, decode))
         self.image_id: int = llm.convert_tokens_to_ids(IMAGE)
         self.dec_id: int = text.convert_tokens_to_ids("[DEC]")
-        self.label_ids = [llm(label, add_special_tokens=False).input_ids[-1] for label in LABELS]
 
     @classmethod
     def build(cls, config: ModelConfig, texts: Iterable[str] | None = None) -> Processor:
@@ -75,30 +77,63 @@ class Processor:
         self.text.save_pretrained(folder / "text_tokenizer")
         self.llm.save_pretrained(folder / "llm_tokenizer")
 
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the LLM goes on writing behind its prompt, instead of answering from an encoder."""
+        return not llm_config(self.config.generator).is_encoder_decoder
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer. Raises :class:`ConfigError` where the configured one is not a token."""
+        end = self.config.generator.end
+        return self._token("end", end) if end else int(self.llm.eos_token_id)
+
+    @cached_property
+    def label_ids(self) -> list[int]:
+        """The token that each reference's letter is answered with."""
+        return [self.llm(self._blank + label, add_special_tokens=False).input_ids[-1] for label in LABELS]
+
+    @cached_property
+    def _blank(self) -> str:
+        """What a causal LLM's answer begins with where its tokenizer writes a word otherwise inside a text."""
+        once, twice = self.llm(["a", "a a"], add_special_tokens=False).input_ids
+        return " " if self.causal and twice != once + once else ""
+
+    def _token(self, key: str, token: str) -> int:
+        if token not in self.llm.get_vocab():
+            raise ConfigError(f"model.generator.{key}: {token!r} is not a token of the LLM's tokenizer")
+        return int(self.llm.convert_tokens_to_ids(token))
+
     def pixels(self, images: Sequence[str]) -> Tensor:
         """Open and resize pictures -> (B, 3, S, S) uint8. Raises :class:`ImageError` naming the file."""
-        return torch.from_numpy(np.stack([self._pixels(image, _mark(image)) for image in images]))
+        return torch.from_numpy(np.stack([self._pixels(image, stamp(image)) for image in images]))
 
-    def texts(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Q-Former tokens of texts -> ids (B, L) and mask (B, L), padded to the longest of them."""
+    def texts(self, texts: Sequence[str], length: int | None = None, cut: str = "right") -> tuple[Tensor, Tensor]:
+        """Q-Former tokens of texts -> ids (B, L) and mask (B, L), padded to the longest; ``cut`` where too long."""
         limit = length or self.config.retriever.text_length
+        self.text.truncation_side = cut
         encoded = self.text(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return encoded.input_ids, encoded.attention_mask
 
     def targets(self, answers: Sequence[str]) -> Tensor:
         """LLM labels (B, A), -100 where padded."""
         limit = self.config.generator.answer_length
-        encoded = self.llm(list(answers), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        ids: Tensor = encoded.input_ids
-        return ids.masked_fill(encoded.attention_mask == 0, -100)
+        if self.causal:
+            rows = self.llm([self._blank + answer for answer in answers], add_special_tokens=False).input_ids
+            rows = [[*ids[: limit - 1], self.end_id] for ids in rows]
+        else:
+            rows = self.llm(list(answers), truncation=True, max_length=limit).input_ids
+        return _padded(rows, -100)
 
     def first_tokens(self, answers: Sequence[str]) -> Tensor:
         """(B,) the first LLM token of each answer, the end token for an empty one."""
-        encoded = self.llm(list(answers), add_special_tokens=False).input_ids if answers else []
-        return torch.tensor([ids[0] if ids else self.llm.eos_token_id for ids in encoded], dtype=torch.long)
+        known = [self._blank + answer if answer else "" for answer in answers]
+        encoded = self.llm(known, add_special_tokens=False).input_ids if known else []
+        return torch.tensor([ids[0] if ids else self.end_id for ids in encoded], dtype=torch.long)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Token ids (B, A) -> strings."""
+        ids = ids.masked_fill(ids == self.end_id, self.llm.pad_token_id)  # an end token may be an ordinary one
         return [text.strip() for text in self.llm.batch_decode(ids, skip_special_tokens=True)]
 
     def prompt(self, task: str, question: Question, items: Sequence[Item]) -> Prompt:
@@ -110,22 +145,25 @@ class Processor:
             items: knowledge in prompt order.
         """
         generator = self.config.generator
-        room = generator.prompt_length - len(self.llm.tokenize(question.text)) - 8
+        asked = ask(task, question.text, generator.template)
+        room = generator.prompt_length - len(self.llm.tokenize(asked)) - 8
         room -= min(generator.image_slots, len(items) + 1) * self.config.qformer.queries
         fitted = [_cut(item, self.llm, max(room // max(len(items), 1) - 8, 8)) for item in items]
-        layout = LAYOUTS[generator.layout]
-        return layout(task, question, fitted, generator.image_slots, generator.from_scratch.overlap_marks)
+        layout, marks = LAYOUTS[generator.layout], generator.from_scratch.overlap_marks
+        made = layout(task, question, fitted, generator.image_slots, marks, generator.template)
+        if generator.guide == "prompt":
+            words = " ".join(made.text.replace(IMAGE, " ").split())
+            made = dataclasses.replace(made, guides=(words,) * len(made.guides))
+        return made
 
     def prompts(self, prompts: Sequence[Prompt], pictures: dict[str, int]) -> PromptBatch:
-        """Tokenise prompts.
+        """Tokenise prompts. A picture at the very front stands before whatever the tokenizer puts there.
 
         Args:
             prompts: as :meth:`prompt` makes them.
             pictures: row of each picture in the batch's features; new pictures are added in order.
         """
-        block = IMAGE * self.config.qformer.queries
-        texts = [prompt.text.replace(IMAGE, block) for prompt in prompts]
-        encoded = self.llm(texts, padding=True, return_tensors="pt")
+        rows = self._prompt_ids([prompt.text for prompt in prompts])
         joint = self.config.generator.layout == "release"
         reads: dict[Read, int] = {}
         uses = []
@@ -137,19 +175,27 @@ class Processor:
         for row, (images, _) in enumerate(reads):
             slots[row, : len(images)] = torch.tensor([pictures.setdefault(i, len(pictures)) for i in images])
         none = torch.zeros(0, 1, dtype=torch.long)
-        guide, guide_mask = self.texts([words for _, words in reads]) if reads else (none, none)
-        return PromptBatch(
-            encoded.input_ids, encoded.attention_mask, list(reads), slots, guide, guide_mask, torch.tensor(uses)
-        )
+        cut = "left" if self.config.generator.guide == "prompt" else "right"  # a prompt ends with the question
+        guide, guide_mask = self.texts([words for _, words in reads], cut=cut) if reads else (none, none)
+        ids, mask = _padded(rows, self.llm.pad_token_id), _padded([[1] * len(row) for row in rows], 0)
+        return PromptBatch(ids, mask, list(reads), slots, guide, guide_mask, torch.tensor(uses))
+
+    def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """LLM tokens of prompts with their soft-token positions: leading picture, begin token, words.
+
+        Source: where BLIP-2 and InstructBLIP put the begin token; Vicuna's is ``</s>``, whatever its tokenizer says.
+        """
+        queries, begin = self.config.qformer.queries, self.config.generator.begin
+        words = [text.removeprefix(IMAGE).lstrip().replace(IMAGE, IMAGE * queries) for text in texts]
+        encoded = self.llm(words, add_special_tokens=not begin).input_ids if words else []
+        first = [self._token("begin", begin)] if begin else []
+        leading = [[self.image_id] * queries if text.startswith(IMAGE) else [] for text in texts]
+        return [[*picture, *first, *ids] for picture, ids in zip(leading, encoded, strict=True)]
 
 
-def _mark(path: str) -> tuple[int, int] | None:
-    """What changes when a file does; None where there is none, which opening it reports."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of ids -> (B, T), filled up on the right."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)
 
 
 def _cut(item: Item, tokenizer: Any, budget: int) -> Item:

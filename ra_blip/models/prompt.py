@@ -109,7 +109,15 @@ def select_task(question: str) -> str:
 TASKS: dict[str, Callable[[str], str]] = {"answer": answer_task, "select": select_task}
 
 
-def interleaved(task: str, question: Question, items: Sequence[Item], slots: int, marks: bool) -> Prompt:
+def ask(task: str, question: str, template: str = "{}") -> str:
+    """The question as a task puts it; ``template`` with ``{}`` for the question is how an answer is asked for."""
+    words = TASKS[task](question)
+    return template.replace("{}", words) if task == "answer" else words
+
+
+def interleaved(
+    task: str, question: Question, items: Sequence[Item], slots: int, marks: bool, template: str = "{}"
+) -> Prompt:
     """Every item behind its letter, picture in place. Pictures beyond ``slots`` are left out, their captions stay."""
     parts, images, guides = [], [], []
     if question.image is not None:
@@ -124,11 +132,13 @@ def interleaved(task: str, question: Question, items: Sequence[Item], slots: int
             guides.append(guide_of(question, item))
         mark, text = mark_overlap(words, question.text) if marks else ("", words)
         parts.append(" ".join(part for part in (f"[{label}{mark}]", IMAGE if shown else "", text) if part))
-    text = " | ".join([*parts, TASKS[task](clean(question.text))])
+    text = " | ".join([*parts, ask(task, clean(question.text), template)])
     return Prompt(text, tuple(images), tuple(guides))
 
 
-def release(task: str, question: Question, items: Sequence[Item], slots: int, marks: bool) -> Prompt:
+def release(
+    task: str, question: Question, items: Sequence[Item], slots: int, marks: bool, template: str = "{}"
+) -> Prompt:
     """Captions, then facts, then the question; all pictures in one block. In judging, labels stand before the items."""
     pictures = [item.image for item in items if item.image is not None]
     images = tuple(([question.image] if question.image else []) + pictures)[:slots]
@@ -143,14 +153,14 @@ def release(task: str, question: Question, items: Sequence[Item], slots: int, ma
         else:
             title = f"title: {clean(item.title)} " if item.title else ""
             facts.append(f"{label}{title}fact: {words}")
-    parts = ["; ".join(captions), "; ".join(facts), TASKS[task](clean(question.text))]
+    parts = ["; ".join(captions), "; ".join(facts), ask(task, clean(question.text), template)]
     text = (IMAGE + " " if images else "") + " | ".join(part for part in parts if part)
     said = [clean(question.text), *(clean(item.full_text) for item in items if item.image)]
     guide = " ".join(part for part in said if part)
     return Prompt(text, images, (guide,) if images else ())
 
 
-LAYOUTS: dict[str, Callable[[str, Question, Sequence[Item], int, bool], Prompt]] = {
+LAYOUTS: dict[str, Callable[[str, Question, Sequence[Item], int, bool, str], Prompt]] = {
     "interleaved": interleaved,
     "release": release,
 }

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ra_blip.config import ModelConfig
+from ra_blip.config import ModelConfig, PrecisionConfig, VisionConfig
 from ra_blip.models.attention import gather_kv
 from ra_blip.models.bert_init import start_from_bert
 from ra_blip.models.features import FeatureStore
-from ra_blip.models.folder import read_folder, write_folder
+from ra_blip.models.folder import locate, push_folder, read_folder, references, write_folder
 from ra_blip.models.fusion import Retriever
-from ra_blip.models.generator import Generator
+from ra_blip.models.generator import build_generator
+from ra_blip.models.llm import DTYPES
+from ra_blip.models.load_report import LoadReport
 from ra_blip.models.processor import Processor
 from ra_blip.models.prompt import LABELS
 from ra_blip.models.ranker import Ranker
@@ -28,10 +31,17 @@ from ra_blip.records import Item, Question
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """An answer and the prompt that it was given to."""
+    """An answer, the prompt that it was given to, and the decoding options that it was made with."""
 
     answer: str
     prompt: str
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _preprocessing(vision: VisionConfig) -> list[Any]:
+    """What makes a tower's input of a picture, and which of its outputs is read."""
+    made = [vision.image_size, vision.mean, vision.std, vision.layer]
+    return made if vision.decode == "exact" else [*made, vision.decode]
 
 
 def guided_text(question: Question, item: Item) -> str:
@@ -55,45 +65,80 @@ class RABlip(nn.Module):
         words = len(processor.text)
         width, patches = self.vision.width, self.vision.patches
         self.retriever = Retriever(config.qformer, config.retriever, words, width)
-        generator = Generator(
-            config.generator, len(processor.llm), processor.llm.pad_token_id, processor.llm.eos_token_id
-        )
+        self.vision.model.to(DTYPES[config.precision.vision])
+        pad, llm = processor.llm.pad_token_id, config.precision.llm
+        generator = build_generator(config.generator, len(processor.llm), pad, processor.end_id, llm)
         self.reader = Reader(config.qformer, config.generator, words, width, patches, processor.image_id, generator)
         self.ranker = Ranker(generator.width)
         self._feature_folder = features
+        self.load_report: LoadReport | None = None
         self._store: FeatureStore | None = None
         self._fingerprints: dict[str, tuple[list[tuple[int, int]], str]] = {}
+        self.references = references(self)
 
     @classmethod
     def build(cls, config: ModelConfig, texts: Iterable[str] | None = None, features: Path | None = None) -> RABlip:
         """A new model; tokenizers that have no name are trained on ``texts``. Raises as its parts do."""
         model = cls(config, Processor.build(config, texts), features)
         if config.qformer.text_init:
-            for half in (model.retriever, model.reader):
-                start_from_bert(half.qformer, config.qformer.text_init)
+            start_from_bert(model.retriever.qformer, config.qformer.text_init, model.retriever.fusion)
+            start_from_bert(model.reader.qformer, config.qformer.text_init)
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, features: Path | None = None) -> RABlip:
-        """Load a folder written by :meth:`save_pretrained`, in evaluation mode. Raises :class:`CheckpointError`."""
-        config, weights = read_folder(Path(folder))
-        model = cls(config, Processor.load(config, Path(folder)), features)
+    def from_pretrained(
+        cls,
+        source: str | Path | Sequence[str | Path],
+        features: Path | None = None,
+        *,
+        checkpoint: Sequence[str | Path] = (),
+        llm: str | None = None,
+        text_tokenizer: str | None = None,
+        precision: PrecisionConfig | None = None,
+    ) -> RABlip:
+        """A model in evaluation mode: ours, or one over released BLIP-2 or InstructBLIP weights.
+
+        Args:
+            source: a folder written by :meth:`save_pretrained`, or its hub id; or released weights in either layout,
+                as :func:`ra_blip.models.released.load_released` takes them.
+            features: folder in which frozen picture features are kept.
+            checkpoint, llm, text_tokenizer, precision: for released weights, likewise.
+
+        Raises:
+            CheckpointError: nothing is there, it is damaged, or it is of no known layout.
+        """
+        from ra_blip.models.released import is_released, load_released
+
+        if not isinstance(source, (str, Path)) or is_released(source):
+            return load_released(source, checkpoint, llm, text_tokenizer, precision, features)
+        place = locate(source)
+        config, weights = read_folder(place)
+        model = cls(config, Processor.load(config, place), features)
         weights.into(model)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and both tokenizers; whole or not at all."""
-        write_folder(Path(folder), self, self.processor)
+    def save_pretrained(self, folder: str | Path, whole: bool = False) -> None:
+        """Write ``config.json``, ``model.safetensors``, both tokenizers and a model card; all of them or nothing.
+
+        A tower or LLM that has a hub name, and still the weights that it came with, is stored as that name and a hash,
+        unless ``whole``. Raises :class:`OutputError`.
+        """
+        write_folder(Path(folder), self, self.processor, whole)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, whole: bool = False) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub -> its address; needs a login there."""
+        return push_folder(self, repo_id, private, whole)
 
     # ---------------------------------------------------------------- pictures
 
     def image_features(self, images: Sequence[str]) -> Tensor:
         """Frozen features (B, N, W) of pictures by path; each distinct picture is computed once."""
         vision = self.config.vision
-        made = [self.fingerprint_of("vision"), vision.image_size, vision.mean, vision.std, vision.layer]
+        kept = self.config.precision.features
+        made = [self.fingerprint_of("vision"), *_preprocessing(vision), kept]
         key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
         if self._store is None or self._store.key != key:  # the tower was trained since
-            self._store = FeatureStore(self._compute_features, key, self._feature_folder)
+            self._store = FeatureStore(self._compute_features, key, self._feature_folder, dtype=DTYPES[kept])
         return self._store(images).to(self.device)
 
     def _compute_features(self, images: Sequence[str]) -> Tensor:
@@ -129,7 +174,7 @@ class RABlip(nn.Module):
         """What made a vector: hashes of weights and preprocessing, and the dimension."""
         weights = hashlib.sha256((self.fingerprint_of("vision") + self.fingerprint_of("retriever")).encode())
         vision = self.config.vision
-        made = [vision.image_size, vision.mean, vision.std, vision.layer, self.config.retriever.text_length]
+        made = [*_preprocessing(vision), self.config.retriever.text_length]
         words = json.dumps([made, self.processor.text.get_vocab()], sort_keys=True)
         preprocessing = hashlib.sha256(words.encode()).hexdigest()
         return {"weights": weights.hexdigest()[:16], "preprocessing": preprocessing[:16], "dimension": self.dimension}
@@ -209,7 +254,8 @@ class RABlip(nn.Module):
         order = sorted(range(len(items)), key=lambda i: len(questions[i].text) + len(items[i].full_text))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            states, batch, _ = self._read("answer", [questions[i] for i in rows], [[items[i]] for i in rows])
+            batch, features = self._batch("answer", [questions[i] for i in rows], [[items[i]] for i in rows])
+            states, _ = self.reader.encode(features, batch)
             out[rows] = self.ranker(Ranker.pool(states, batch.mask)).softmax(-1)[:, 1].float().cpu()
         return out
 
@@ -231,15 +277,22 @@ class RABlip(nn.Module):
         """Answer questions from their knowledge, in prompt order; an empty list asks without knowledge."""
         prompts = [self.processor.prompt("answer", q, items) for q, items in zip(questions, knowledge, strict=True)]
         states, batch, source = self._read("answer", questions, knowledge)
-        answers = self.processor.decode(self.reader.generator.generate(states, batch.mask, source))
-        return [Generation(answer, prompt.text) for answer, prompt in zip(answers, prompts, strict=True)]
+        generator = self.reader.generator
+        answers = self.processor.decode(generator.generate(states, batch.mask, source))
+        made = generator.decoding()
+        return [Generation(answer, prompt.text, made) for answer, prompt in zip(answers, prompts, strict=True)]
 
     def _read(
         self, task: str, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]
     ) -> tuple[Tensor, PromptBatch, Tensor]:
+        batch, features = self._batch(task, questions, knowledge)
+        states, source = self.reader.prompt_states(features, batch)
+        return states, batch, source
+
+    def _batch(
+        self, task: str, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]
+    ) -> tuple[PromptBatch, Tensor | None]:
         prompts = [self.processor.prompt(task, q, items) for q, items in zip(questions, knowledge, strict=True)]
         pictures: dict[str, int] = {}
         batch = self.processor.prompts(prompts, pictures).to(self.device)
-        features = self.image_features(list(pictures)) if pictures else None
-        states, source = self.reader.encode(features, batch)
-        return states, batch, source
+        return batch, self.image_features(list(pictures)) if pictures else None

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from ra_blip.config import GeneratorConfig
 from ra_blip.errors import CheckpointError, ConfigError
-from ra_blip.models.generator import Generator
+from ra_blip.models.generator import Generator, build_generator
 from ra_blip.models.ranker import Ranker
 from tests.tiny import SCRATCH, close, model, model_config, shaken
 
@@ -82,7 +84,7 @@ def test_word_logits_are_scaled_products_with_the_vocabulary() -> None:
 
 def test_decoding_options() -> None:
     options = GeneratorConfig(answer_length=7, beams=1, repetition_penalty=1.5, length_penalty=-1.0)
-    built = Generator(GeneratorConfig(**{**vars(options), "config": model_config().generator.config}), 50, 0, 4)
+    built = build_generator(dataclasses.replace(options, config=model_config().generator.config), 50, 0, 4)
     assert built.decoding() == {"max_new_tokens": 7, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.5}
     built.config.beams = 5
     assert built.decoding()["length_penalty"] == -1.0
@@ -90,9 +92,9 @@ def test_decoding_options() -> None:
 
 def test_an_llm_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"model\.generator"):
-        Generator(GeneratorConfig(), 50, 0, 4)
+        build_generator(GeneratorConfig(), 50, 0, 4)
     with pytest.raises(CheckpointError, match="no-such-folder/llm"):
-        Generator(GeneratorConfig(name="./no-such-folder/llm"), 50, 0, 4)
+        build_generator(GeneratorConfig(name="./no-such-folder/llm"), 50, 0, 4)
 
 
 def test_the_ranker_pools_valid_states_only() -> None:

@@ -1,0 +1,1 @@
+"""Our models under other libraries' calls."""
