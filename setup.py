@@ -27,16 +27,27 @@ setup(
         "pillow>=12.2",  # older ones have known decompression bombs; 12.x still takes Python 3.10
         "omegaconf>=2.4,<3",
         "tqdm>=4.66",
-        "webdataset>=1.0,<2",
+        "webdataset>=1.0,<2",  # our shards are its tars; it reads them beside us
+        "networkx>=3",  # required by torch as well: the matching of MultimodalQA's F1
+        "lemminflect>=0.2.3",  # 0.9 MB: dictionary forms for WebQA's QA-Acc
     ],
     extras_require={
         # cpu and gpu own the same `faiss` folder: install one of them, never both.
         "cpu": ["faiss-cpu>=1.12"],
         "gpu": ["faiss-gpu>=1.14.3; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "deepspeed": ["deepspeed>=0.19,<0.20"],
+        "fast": ["simplejpeg>=1.8"],  # decode quality `fastest`
         "track": ["wandb>=0.28", "tensorboard>=2.20"],
         "peft": ["peft>=0.21"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "types-tqdm"],
+        # What LAVIS imports, with nothing that asks for torchvision; LAVIS itself: see ra_blip/integrations/lavis.py.
+        "lavis": [
+            *("pandas", "iopath", "decord", "opencv-python-headless", "fairscale", "einops", "spacy"),
+            "pycocoevalcap>=1.2",
+        ],
+        "dev": [
+            *("pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "types-tqdm"),
+            *("peft>=0.21", "simplejpeg>=1.8"),  # small optional packages, so that their tests run
+        ],
     },
     entry_points={"console_scripts": ["ra-blip=ra_blip.__main__:main"]},
     classifiers=[

@@ -84,6 +84,16 @@ def _features(parser: Parser) -> None:
     parser.add_argument("--features", metavar="DIR", help="folder that keeps what the vision tower read of pictures")
 
 
+def _score(parser: Parser) -> None:
+    metrics = "answers, aokvqa, caption, encyclopedic, infoseek, mmqa, retrieval, vqa, webqa"
+    parser.add_argument("metric", metavar="METRIC", help=f"one of {metrics}")
+    parser.add_argument("--predictions", required=True, metavar="P.jsonl", help="id, prediction, sources")
+    parser.add_argument("--references", required=True, metavar="R.jsonl", help="id and what the metric needs")
+    parser.add_argument("--per-question", action="store_true", help="show the values of every question as well")
+    parser.add_argument("--bart-score", metavar="MODEL", help="webqa: a BART folder for the fluency score QA-FL")
+    parser.add_argument("--bart-weights", metavar="FILE", help="weights to put over it, e.g. BARTScore's bart.pth")
+
+
 def _report(parser: Parser) -> None:
     parser.add_argument(
         "traces", metavar="TRACES.jsonl", help="metrics.json and log.jsonl files beside it are shown too"
@@ -92,7 +102,44 @@ def _report(parser: Parser) -> None:
 
 
 def _check(parser: Parser) -> None:
-    parser.add_argument("path", metavar="PATH", help="items.jsonl, questions.jsonl, or a folder with them")
+    parser.add_argument("path", metavar="PATH", help="items.jsonl, questions.jsonl, or the folder of a data set")
+    parser.add_argument(
+        "--pictures",
+        type=_share,
+        default=1.0,
+        metavar="SHARE",
+        help="open this share of the pictures, from 0 to 1; the others must only be there (default: %(default)s)",
+    )
+
+
+def _pack(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the folder of a data set, items.jsonl or questions.jsonl")
+    parser.add_argument("out", metavar="OUT", help="the folder of shards; must not be there yet")
+    parser.add_argument("--split", metavar="NAME", help="captions or questions of this split (default: the items)")
+    parser.add_argument("--size", type=_positive, metavar="N", help="shorter side of pictures that are larger")
+    parser.add_argument(
+        "--shard-mb", type=_positive, default=256, metavar="M", help="size of a shard in MiB (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--skip",
+        type=_share,
+        nargs="?",
+        const=0.001,
+        metavar="SHARE",
+        help="leave out and list what is damaged, up to this share (%(const)s if not given), instead of stopping",
+    )
+
+
+def _inspect(parser: Parser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file (.pth, .bin, .safetensors) or a folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _convert(parser: Parser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="IN", help="a checkpoint; several complete each other, later win")
+    parser.add_argument("out", metavar="OUT", help="a new file for lavis, else a new folder")
+    parser.add_argument("--to", required=True, choices=["native", "lavis", "hf"], help="which layout")
+    parser.add_argument("--half", choices=["retriever", "reader"], help="of a model of ours (default: its reader)")
 
 
 def _positive(text: str) -> int:
@@ -102,6 +149,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
+
+
+_share.__name__ = "share"
 _positive.__name__ = "whole number"  # argparse names the type in its message
 
 VERBS: dict[str, tuple[Callable[[Parser], None], Callable[[argparse.Namespace], int]]] = {
@@ -112,8 +167,12 @@ VERBS: dict[str, tuple[Callable[[Parser], None], Callable[[argparse.Namespace], 
     "search": (_search, commands.search),
     "ask": (_ask, commands.ask),
     "evaluate": (_evaluate, commands.evaluate),
+    "score": (_score, commands.score),
     "report": (_report, commands.report),
     "check": (_check, commands.check),
+    "inspect": (_inspect, commands.inspect),
+    "convert": (_convert, commands.convert),
+    "pack": (_pack, commands.pack),
 }
 
 

@@ -120,6 +120,27 @@ def evaluate(arguments: Namespace) -> int:
     return 0
 
 
+def score(arguments: Namespace) -> int:
+    """Score predictions against references by a data set's own metric, and print one JSON object."""
+    from ra_blip.evaluation.score import score
+
+    if arguments.bart_weights and not arguments.bart_score:
+        raise ConfigError("score: --bart-weights go over a model: give --bart-score as well")
+    likelihood = None
+    if arguments.bart_score:
+        from ra_blip.evaluation.bart_score import BartScore
+
+        likelihood = BartScore(arguments.bart_score, arguments.bart_weights)
+    files = (arguments.predictions, arguments.references)
+    result = score(arguments.metric, *files, per_question=arguments.per_question, likelihood=likelihood)
+    if result["unknown"]:
+        named = shown(", ".join(result["unknown_ids"]))
+        many = f"{result['unknown']} predictions are" if result["unknown"] > 1 else "1 prediction is"
+        print(f"ra-blip: {many} for no question of {arguments.references} and not scored: {named}", file=sys.stderr)
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+    return 0
+
+
 def report(arguments: Namespace) -> int:
     """Make one self-contained HTML page of traces."""
     traces = read_traces(arguments.traces)
@@ -138,14 +159,61 @@ def check(arguments: Namespace) -> int:
     """Read a data file or folder whole and say what is wrong, with line numbers. Exit code 1 where something is."""
     from ra_blip.data.check import check
 
-    found = check(arguments.path)
-    print(f"{arguments.path}: {found.layout}")
-    for label, count in found.counts.items():
+    found = check(arguments.path, arguments.pictures)
+    also = f" (it holds {', '.join(found.also)} too)" if found.also else ""
+    print(f"{arguments.path}: {found.layout}{also}")
+    for label, count in sorted(found.counts.items()):
         print(f"{count:8,}  {shown(label)}")
-    for problem in found.problems:
-        print(shown(problem))
-    print(f"{len(found.problems):,} problem{'' if len(found.problems) == 1 else 's'}")
-    return 1 if found.problems else 0
+    if found.opened < found.pictures:
+        print(f"{found.opened:8,}  of {found.pictures:,} pictures opened")
+    problems = found.problems
+    for message in problems.messages:
+        print(shown(message))
+    for kind, count in problems.counts.most_common():
+        print(f"{count:8,}  {kind}")
+    print(f"{problems.total:,} problem{'' if problems.total == 1 else 's'}")
+    return 1 if problems.total else 0
+
+
+def pack(arguments: Namespace) -> int:
+    """Write a data set as tar shards in webdataset's layout, with an index. Every picture is decoded once.
+
+    OUT appears when all of it is written.
+    """
+    from ra_blip.data.pack import pack
+
+    shard_bytes = arguments.shard_mb << 20
+    done = pack(arguments.source, arguments.out, arguments.split, arguments.size, shard_bytes, arguments.skip)
+    size = f"{len(done.shards):,} shards, {sum(done.shards.values()) / 1e6:,.1f} MB"
+    print(f"{done.records:,} records in {done.samples:,} samples, {done.pictures:,} with a picture, in {size}")
+    if done.lost:
+        print(f"{done.lost:,} left out, see {Path(arguments.out) / 'left_out.txt'}")
+    return 0
+
+
+def inspect(arguments: Namespace) -> int:
+    """Say what a checkpoint holds: its layout, tensors, shapes, number formats, and what is missing from it.
+
+    Nothing in it is executed, and no values are read.
+    """
+    from ra_blip.models.inspection import inspect
+
+    found = inspect(arguments.checkpoint)
+    print(json.dumps(found.to_json(), indent=1) if arguments.json else shown_lines(str(found)))
+    return 0
+
+
+def convert(arguments: Namespace) -> int:
+    """Write weights in another layout: ours, LAVIS's file or the Hugging Face folder. Says what became of each part."""
+    from ra_blip.models.conversion import convert
+
+    print(shown_lines(str(convert(arguments.sources, arguments.out, arguments.to, arguments.half))))
+    return 0
+
+
+def shown_lines(text: str) -> str:
+    """Lines as :func:`shown` shows each."""
+    return "\n".join(shown(line) for line in text.splitlines())
 
 
 def shown(text: str) -> str:

@@ -19,11 +19,13 @@ class VisionConfig:
     """The vision tower: any Hugging Face vision model by name or folder, or built from a config with random weights."""
 
     name: str | None = None  # Hugging Face name or local folder; None builds from `config`
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # e.g. {model_type: resnet, ...}
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # {model_type: resnet, ...}; eva_vit is BLIP-2's
     image_size: int = 224
     mean: list[float] = dataclasses.field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])  # CLIP's
     std: list[float] = dataclasses.field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     layer: int = -1  # hidden state read out: -1 is the last; -2 suits CLIP
+    decode: Literal["exact", "fast", "fastest"] = "exact"  # how pictures are decoded and resized, see models/pixels.py
+    gradient_checkpointing: bool = False  # a tower that trains computes its layers twice and keeps less
     concepts: int = 0  # outputs of a caption-words head for a tower trained from nothing, see models/from_scratch.py
 
 
@@ -40,7 +42,10 @@ class QFormerConfig:
     dropout: float = 0.1
     max_positions: int = 512
     norm_first: bool = False  # BERT and BLIP-2 normalise after; before is easier to train from nothing
-    text_init: str | None = None  # a BERT-architecture model, name or folder, for the text side
+    text_init: str | None = None  # a BERT-architecture model, name or folder: text side and fusion start from it
+    reader_text: bool = True  # the generator's Q-Former takes text beside its queries; BLIP-2's (stage 2) takes none
+    ln_vision_eps: float = 1e-5  # of the norm on visual features; Hugging Face's files have their vision tower's here
+    gradient_checkpointing: bool = False  # training computes the layers twice and keeps less
 
 
 @dataclasses.dataclass
@@ -68,18 +73,37 @@ class FromScratchConfig:
 
 
 @dataclasses.dataclass
+class LoraConfig:
+    """Low-rank adapters in the LLM (extra ``peft``); their tensors are called ``..lora_A..`` and ``..lora_B..``."""
+
+    rank: int = 0  # 0 is none
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = dataclasses.field(default_factory=list)  # layer names; peft's choice for the LLM where empty
+
+
+@dataclasses.dataclass
 class GeneratorConfig:
-    """The LLM behind soft prompts: any Hugging Face seq2seq model by name or folder, or built from a config."""
+    """The LLM behind soft prompts: any Hugging Face seq2seq or causal model, by name or folder, or from a config.
+
+    Prompt and decoding, all of it: what is written here goes into every trace.
+    """
 
     name: str | None = None
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # e.g. {model_type: t5, d_model: 128, ...}
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # {model_type: t5, ...}; beside a name: overrides
     layout: Literal["release", "interleaved"] = "release"  # where pictures stand in the prompt, see models/prompt.py
     image_slots: int = 2
+    template: str = "{}"  # how the question is put, for example "Question: {} Short answer:"
+    guide: Literal["question", "prompt"] = "question"  # the Q-Former reads question and caption, or all
+    begin: str | None = None  # causal: the token behind the leading picture; None leaves it to the tokenizer
+    end: str | None = None  # causal: the token that ends an answer; None is the tokenizer's end token
     prompt_length: int = 512
     answer_length: int = 128
+    min_answer_length: int = 0
     beams: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     from_scratch: FromScratchConfig = dataclasses.field(default_factory=FromScratchConfig)
 
 
@@ -92,6 +116,18 @@ class TokenizerConfig:
     vocabulary: int = 512  # size where they are trained
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclasses.dataclass
+class PrecisionConfig:
+    """Number formats of what is frozen; Q-Formers, projection, fusion and heads are always fp32."""
+
+    vision: Precision = "fp32"
+    features: Precision = "bf16"  # in which picture features are kept
+    llm: Precision = "fp32"  # T5 overflows in fp16
+
+
 @dataclasses.dataclass
 class ModelConfig:
     """All parts of RA-BLIP."""
@@ -101,6 +137,7 @@ class ModelConfig:
     retriever: RetrieverConfig = dataclasses.field(default_factory=RetrieverConfig)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
 
 
 @dataclasses.dataclass
@@ -139,11 +176,14 @@ class StageConfig:
 class DataConfig:
     """Where the training records come from: a name in ``data/sources.py``, and what that source needs."""
 
-    name: Literal["records", "captions", "atlas", "atlas_captions"] = "records"
+    name: Literal["records", "captions", "dataset", "shards", "atlas", "atlas_captions"] = "records"
     items: str | None = None  # items.jsonl
     questions: str | None = None  # questions.jsonl
     mined: str | None = None  # hits.jsonl of `ra-blip search`: hard negatives by question id
-    root: str | None = None  # folder of a generated world; OUT/world where None
+    root: str | None = None  # folder of a data set, or of shards; of a generated world, OUT/world where None
+    dataset: str | None = None  # name in `data/readers/__init__.py`; None tells the layout by its files
+    split: str = "train"  # of the data set; another one is trained on only when it is named here
+    strict: bool = False  # stop at the first wrong record of a data set, instead of leaving it out and counting it
     entities: int = 400  # named buildings of a generated world
     pictures: int = 4000  # size of a generated caption set
     categories: list[str] | None = None  # question categories drawn from; all where None

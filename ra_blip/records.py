@@ -83,6 +83,7 @@ class Trace:
         kept: ids of the items that reached the generator, in prompt order.
         judged: ids of the kept items that the model judged relevant, most relevant first.
         relevance: the model's probability for each kept item, in the order of ``kept``.
+        decoding: the options that the answer was decoded with (beams, lengths, penalties), where the model says.
         seconds: wall-clock seconds per stage, this question's share of its batch.
     """
 
@@ -93,6 +94,7 @@ class Trace:
     judged: list[str] = dataclasses.field(default_factory=list)
     relevance: list[float] = dataclasses.field(default_factory=list)
     prompt: str = ""
+    decoding: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def stage(self, name: str) -> list[Hit]:

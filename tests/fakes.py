@@ -28,10 +28,11 @@ def picture_words(path: str | None) -> list[str]:
 
 @dataclasses.dataclass
 class Generated:
-    """Answer and prompt."""
+    """Answer and prompt; nothing is decoded."""
 
     answer: str
     prompt: str
+    decoding: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class FakeModel:

@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ra_blip"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"records", "errors", "config", "images"}
-LEAF_EDGES = {"errors": set(), "records": {"errors"}, "config": {"errors", "records"}, "images": {"errors"}}
+LEAVES = {"records", "errors", "config", "images", "containers", "folders"}
+LEAF_EDGES = {
+    **{"folders": set(), "errors": set(), "records": {"errors"}, "config": {"errors", "records"}},
+    **{"containers": {"errors"}, "images": {"errors", "containers"}},
+}
 # Room -> the rooms that it may import, beside the leaves.
 ROOM_EDGES: dict[str, set[str]] = {
     "data": set(),

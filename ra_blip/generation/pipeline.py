@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -20,7 +20,7 @@ MAX_CHARACTERS = 8_000
 
 
 class Generated(Protocol):
-    """An answer and the prompt that led to it."""
+    """An answer, the prompt that led to it and the options that it was decoded with."""
 
     @property
     def answer(self) -> str:
@@ -29,6 +29,10 @@ class Generated(Protocol):
     @property
     def prompt(self) -> str:
         """The text given to the language model."""
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        """Beams, lengths and penalties; empty where there are none to name."""
 
 
 class Answerer(Encoder, Judge, Protocol):
@@ -190,7 +194,7 @@ class Pipeline:
         return traces
 
     def answer(self, traces: Sequence[Trace], knowledge: Sequence[Sequence[Item]]) -> None:
-        """Judge ``knowledge`` and answer from it; fills ``answer``, ``kept``, ``judged``, ``relevance`` and ``prompt``.
+        """Judge ``knowledge`` and answer from it; fills the traces, ``hits`` aside.
 
         Args:
             traces: as :meth:`retrieve` gave them; a question that took two hops is asked in its expanded form.
@@ -214,7 +218,7 @@ class Pipeline:
                 knowledge = [[item for item in items if item.id in trace.judged] for trace, items in pairs]
             generated = self.model.generate(questions, knowledge)
         for trace, one in zip(traces, generated, strict=True):
-            trace.answer, trace.prompt = one.answer, one.prompt
+            trace.answer, trace.prompt, trace.decoding = one.answer, one.prompt, dict(one.decoding)
 
 
 def judged(kept: Sequence[str], relevance: Sequence[float], share: float) -> list[str]:

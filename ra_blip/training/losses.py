@@ -44,9 +44,13 @@ def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
 
 
 def itg_loss(logits: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-    """Image-grounded text generation: next-token cross-entropy, (B, L, V) logits for tokens (B, L), padding ignored."""
+    """Image-grounded text generation: next-token cross-entropy, (B, L, V) logits for tokens (B, L), padding ignored.
+
+    0 where no text has a second token.
+    """
     target = text.masked_fill(text_mask == 0, -100)[:, 1:]
-    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100)
+    summed = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="sum")
+    return summed / (target != -100).sum().clamp(min=1)
 
 
 def info_nce(question_vectors: Tensor, item_vectors: Tensor, gold: Tensor, temperature: Tensor) -> Tensor:

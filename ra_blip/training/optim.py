@@ -27,7 +27,8 @@ def apply_rules(model: nn.Module, rules: Sequence[ParamRule]) -> list[Resolved]:
     """Freeze or thaw every parameter by the first rule that matches its whole name.
 
     Raises:
-        ConfigError: a parameter that no rule matches, a pattern that is not a regular expression, nothing to train.
+        ConfigError: a parameter that no rule matches, a pattern that is not a regular expression, nothing to train,
+            or something to train in half precision, where small updates are lost.
     """
     try:
         patterns = [re.compile(rule.match) for rule in rules]
@@ -41,6 +42,12 @@ def apply_rules(model: nn.Module, rules: Sequence[ParamRule]) -> list[Resolved]:
         entry.names.append(name)
         entry.size += parameter.numel()
         parameter.requires_grad_(entry.rule.lr is not None)
+        if entry.rule.lr is not None and parameter.dtype in (torch.float16, torch.bfloat16):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"params: {entry.rule.match!r} trains {name!r}, which is {kind}: set model.precision for it to fp32 and"
+                " train.precision to bf16, or freeze it (with model.generator.lora for the LLM)"
+            )
     if not any(row.size and row.rule.lr is not None for row in table):
         raise ConfigError("params: every parameter is frozen; give at least one rule an lr")
     return table

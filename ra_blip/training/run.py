@@ -56,11 +56,16 @@ def train(run: RunConfig) -> Path:
 
 
 def build_model(run: RunConfig, source: Source) -> RABlip:
-    """The model a run starts from: a folder (``init``), whose sizes then hold, or new weights from the seed."""
+    """The model a run starts from: a folder (``init``), whose sizes then hold, or new weights from the seed.
+
+    A recipe's ``model.generator.lora`` is put into the LLM of a folder that has none.
+    """
     torch.manual_seed(run.seed)
     features = Path(run.data.features) if run.data.features else None
     if run.init:
         model = RABlip.from_pretrained(run.init, features)
+        if run.model.generator.lora.rank and not model.config.generator.lora.rank:
+            model.reader.generator.adapt(run.model.generator.lora)
     else:
         model = RABlip.build(run.model, source.texts(), features)
     if run.stage.qformer_from_retriever:

@@ -131,6 +131,13 @@ def test_itg_predicts_the_next_token_and_leaves_padding_out() -> None:
     assert torch.equal(itg_loss(other, text, mask), itg_loss(logits, text, mask))
 
 
+def test_itg_of_texts_without_a_second_token_is_zero_and_so_is_its_gradient() -> None:
+    logits = draw(2, 4, 7).requires_grad_()
+    loss = itg_loss(logits, torch.ones(2, 4).long(), torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]))
+    loss.backward()
+    assert float(loss.detach()) == 0 and not logits.grad.any()
+
+
 def test_generation_loss_is_the_mean_over_labelled_tokens() -> None:
     labels = torch.tensor([[3, 4, -100], [5, -100, -100]])
     per_token = torch.tensor([[1.0, 2.0, 0.0], [6.0, 0.0, 0.0]])

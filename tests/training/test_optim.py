@@ -57,6 +57,13 @@ def test_wrong_rules(rules: list[ParamRule], message: str) -> None:
         apply_rules(net(), rules)
 
 
+def test_half_precision_is_not_trained() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16())
+    with pytest.raises(ConfigError, match=r"'1.weight', which is bfloat16: set model.precision"):
+        apply_rules(net, [ParamRule(".*", lr=1e-3)])
+    apply_rules(net, [ParamRule("1.*"), ParamRule(".*", lr=1e-3)])
+
+
 def test_groups_of_the_optimizer() -> None:
     model = net()
     optimizer = build_optimizer(model, apply_rules(model, RULES), TrainConfig(betas=[0.8, 0.9]))
