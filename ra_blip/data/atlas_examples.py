@@ -136,7 +136,7 @@ class AtlasExamples:
         number = place % len(self.pictured)
         entity = self._wordless(number)
         question = described_picture(entity, pick(COUNT_ASKS, rng), rng)
-        alike = 0.7 if self.purpose == "retrieve" else 0.1  # a reader that starts from nothing needs plain differences
+        alike = 0.7 if self.purpose == "retrieve" else 0.0  # a reader that starts from nothing needs plain differences
         chosen = _choose(self._pictured_looks, [number], self.negatives, alike, rng)
         others = [self._picture(self._wordless(other), rng) for other in chosen]
         return self._example(question, (self._picture(entity, rng),), others, [], rng)

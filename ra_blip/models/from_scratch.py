@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+COMPARED = 64  # width of the space in which words and picture are compared
+
 
 class ConceptHead(nn.Module):
     """Which words and word pairs of the caption does the picture show? Direct supervision for a tower without weights.
@@ -45,19 +47,38 @@ class ConceptHead(nn.Module):
         return hot.scatter_reduce_(1, pairs, text_mask[:, 1:].to(hot.dtype), "amax")
 
 
-class MatchHead(nn.Linear):
-    """A direction of the soft tokens that says "this picture is the one that is asked for".
+class MatchHead(nn.Module):
+    """Compares a picture with the words that guide its reading, and writes the score into its soft tokens.
 
-    Trained to tell the right picture among others without words (``stage.answer_match``), it writes into the soft
-    tokens what judging (ASKG) then reads there; alone, ASKG does not find it in minutes. Unused in inference.
+    A Q-Former that starts from nothing takes many steps to find that a description and a picture can be compared;
+    a bilinear score of both finds it in few. What it writes is what judging (ASKG) reads there. It is trained to tell
+    the picture that is asked for among others without words (``stage.answer_match``).
+
+    Args:
+        width: of the Q-Former.
+        llm_width: of the soft tokens.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1)
+    def __init__(self, width: int, llm_width: int) -> None:
+        super().__init__()
+        self.near = nn.Conv1d(width, width, 3, padding=1)  # "red" belongs to the "roof" beside it
+        self.words = nn.Linear(width, COMPARED)
+        self.picture = nn.Linear(width, COMPARED)
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+        self.direction = nn.Parameter(F.normalize(torch.randn(llm_width), dim=0))
+
+    def write(self, soft: Tensor, queries: Tensor, words: Tensor, valid: Tensor) -> Tensor:
+        """Soft tokens (R, Q, D) of queries (R, Q, W) and guiding words (R, L, W), ``valid`` (R, L) -> (R, Q, D)."""
+        kept = valid[..., None].to(words.dtype)
+        near = F.gelu(self.near((words * kept).transpose(1, 2)).transpose(1, 2)) * kept
+        said = F.normalize(self.words(near.sum(1) / kept.sum(1).clamp(min=1)), dim=-1)
+        seen = F.normalize(self.picture(queries.mean(1)), dim=-1)
+        score = (said * seen).sum(-1) * self.log_scale.exp()
+        return soft + score[:, None, None] * self.direction
 
     def forward(self, soft: Tensor) -> Tensor:
-        """(R, Q, D) soft tokens of R reads -> (R,) logits."""
-        return super().forward(soft.mean(1))[:, 0]
+        """(R, Q, D) soft tokens of R reads -> (R,) logits: is this the picture that is asked for?"""
+        return soft.mean(1) @ self.direction
 
 
 class LocalMixing(nn.Module):

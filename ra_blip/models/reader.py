@@ -77,7 +77,7 @@ class Reader(nn.Module):
         self.qformer = QFormer(qformer, vocabulary, feature_width, text=text)
         self.project = nn.Linear(qformer.width, generator.width)
         self.generator = generator
-        self.match_head = MatchHead(generator.width) if config.from_scratch.match_head else None
+        self.match_head = MatchHead(qformer.width, generator.width) if config.from_scratch.match_head else None
         self.joint = config.layout == "release"
         if self.joint:  # zero at the start: with one picture the model equals InstructBLIP
             self.slot_embedding = nn.Parameter(torch.zeros(config.image_slots, 1, feature_width))
@@ -99,7 +99,10 @@ class Reader(nn.Module):
         else:
             out = self.qformer("instruct", source, valid, batch.guide, batch.guide_mask)
         assert out.queries is not None
-        return self.project(out.queries)  # type: ignore[no-any-return]
+        soft: Tensor = self.project(out.queries)
+        if self.match_head is not None and self.qformer.words is not None:
+            soft = self.match_head.write(soft, out.queries, self.qformer.words(batch.guide), batch.guide_mask)
+        return soft
 
     def _single(self, features: Tensor, slots: Tensor) -> tuple[list[KeyValue], None]:
         """Keys and values once per distinct picture, then one row a read."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ra_blip.models.from_scratch import ConceptHead, CopyHead, LocalMixing
+from ra_blip.models.from_scratch import ConceptHead, CopyHead, LocalMixing, MatchHead
 from tests.tiny import close, shaken
 
 SOURCE = torch.tensor([[5, 6, 5, 0], [7, 7, 8, 9]])
@@ -111,3 +111,25 @@ def test_concepts_of_a_caption_are_its_tokens_and_pairs() -> None:
     assert turned[[5, 6, 7]].all() and not torch.equal(turned, hot[0]), "a pair has a direction"
     padded = head.targets(torch.tensor([[5, 6, 9]]), mask[1:])[0]
     assert torch.equal(padded, hot[1])
+
+
+def test_the_match_is_written_along_one_direction_and_read_there() -> None:
+    torch.manual_seed(0)
+    match = shaken(MatchHead(6, 5))
+    soft, queries, words, valid = draw(3, 4, 5), draw(3, 4, 6), draw(3, 7, 6), torch.ones(3, 7)
+    moved = match.write(soft, queries, words, valid) - soft
+    along = moved @ match.direction / match.direction.square().sum()  # the score, in every soft token
+    assert close(moved, along[..., None] * match.direction, 1e-5)
+    assert close(along, along[:, :1].expand(-1, 4), 1e-5)
+    assert along.abs().max() <= match.log_scale.exp() + 1e-5, "a cosine, scaled"
+    assert close(match(soft + moved) - match(soft), along[:, 0] * match.direction.square().sum(), 1e-4)
+    assert not close(along[0], match.write(soft, queries, words.flip(0), valid)[0] @ match.direction, 1e-3)
+
+
+def test_the_match_leaves_padding_out() -> None:
+    torch.manual_seed(0)
+    match = shaken(MatchHead(6, 5))
+    soft, queries, words = draw(1, 4, 5), draw(1, 4, 6), draw(1, 7, 6)
+    valid = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    short = match.write(soft, queries, words[:, :4], valid[:, :4])
+    assert close(match.write(soft, queries, words, valid), short, 1e-6)
