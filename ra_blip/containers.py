@@ -28,6 +28,9 @@ WEBQA_IDS = 10_000_000  # a WebQA picture's row is its id modulo this
 _INSIDE = re.compile(r"\.(?:tar|tsv)(?=#)")
 _CHUNK = 1 << 18
 
+TSV_INDEXES = (".lineidx", ".lineidx.new")  # endings in place of .tsv
+
+Offsets = npt.NDArray[np.int64] | dict[int, int]  # of rows by their number, or by the picture's id
 Mark = tuple[int, int]  # size and time of a file: another pair, another file
 
 
@@ -38,6 +41,12 @@ def split(name: str | Path) -> tuple[Path, str] | None:
         return None
     found = [(Path(text[: at.end()]), text[at.end() + 1 :]) for at in _INSIDE.finditer(text)]
     return next((pair for pair in found if pair[0].is_file()), found[0])
+
+
+def is_there(name: str | Path) -> bool:
+    """Whether the file, or the container of a picture, is there."""
+    inside = split(name)
+    return (inside[0] if inside else Path(name)).is_file()
 
 
 def stamp(name: str | Path) -> Mark | None:
@@ -215,10 +224,14 @@ def members(tar: Path) -> Iterator[tuple[str, int, int]]:
     """
     try:
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            size = os.fstat(file.fileno()).st_size
             for member in iter(archive.next, None):
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
                 if not member.isdir():
-                    yield _plain_name(tar, member), member.offset_data, member.size
+                    name = _plain_name(tar, member)
+                    if member.offset_data + member.size > size:  # or memory for it all would be asked for
+                        raise DataError(f"{tar}: ends inside member {name!r}; get the file again")
+                    yield name, member.offset_data, member.size
             _check_end(tar, file.fileno(), archive.offset)
     except (tarfile.TarError, UnicodeError, ValueError) as error:
         raise DataError(f"{tar}: not a whole uncompressed tar ({error}); get the file again") from None
@@ -235,8 +248,8 @@ def split_key(name: str) -> tuple[str, str]:
 
 def _plain_name(tar: Path, member: tarfile.TarInfo) -> str:
     name = member.name.removeprefix("./")
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
-        raise DataError(f"{tar}: member {name!r} is a link or a device; only regular files are read")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or member.issparse():
+        raise DataError(f"{tar}: member {name!r} is a link, a device or a sparse file; only regular files are read")
     if member.size < 0:
         raise DataError(f"{tar}: member {name!r} has the size {member.size}; get the file again")
     if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
@@ -276,35 +289,51 @@ def _read_tar(tar: Path, place: str, limit: int) -> bytes:
 # ---------------------------------------------------------------- tsv
 
 
+def row_index(tsv: Path) -> Path | None:
+    """The index of rows beside a tsv; None where there is none."""
+    return next((path for end in TSV_INDEXES if (path := tsv.with_suffix(end)).is_file()), None)
+
+
 @functools.lru_cache(INDEXES)
-def _row_offsets(index: Path, mark: Mark) -> npt.NDArray[np.int64] | dict[int, int]:
-    """Offsets by row number, or by id where the index has two columns."""
+def row_offsets(index: Path, mark: Mark) -> Offsets:
+    """The byte offsets of rows by row number, or by id where the index has two columns.
+
+    Raises:
+        DataError: not such an index.
+    """
     try:
-        data = index.read_bytes()
-        columns = len(data.partition(b"\n")[0].split())
-        numbers = np.array(data.split(), dtype=np.int64)
-        if columns == 2:
-            return dict(zip(*numbers.reshape(-1, 2).T.tolist(), strict=True))
-        if columns == 1:
-            return numbers
-    except (OSError, ValueError):
+        lines = [line.split() for line in index.read_bytes().split(b"\n") if line.strip()]
+        numbers = np.array(lines, dtype=np.int64)  # a ValueError where lines differ in their columns
+        if numbers.ndim == 2 and numbers.shape[1] == 2:
+            return dict(numbers.tolist())
+        if numbers.ndim == 2 and numbers.shape[1] == 1:
+            return numbers[:, 0]
+    except (OSError, ValueError, OverflowError):
         pass
     raise DataError(f"{index}: not an index of rows (an offset a line, or 'id TAB offset'); get the file again")
 
 
+def row_offset(offsets: Offsets, image_id: int) -> int | None:
+    """Where the row of a picture begins; None where the index has none."""
+    if isinstance(offsets, dict):
+        return offsets.get(image_id)
+    row = image_id % WEBQA_IDS
+    return int(offsets[row]) if row < len(offsets) else None
+
+
 def _read_tsv(tsv: Path, place: str, limit: int) -> bytes:
-    beside = (tsv.with_suffix(".lineidx"), tsv.with_suffix(".lineidx.new"))
-    index = next((path for path in beside if path.is_file()), None)
+    index = row_index(tsv)
     if index is None:
-        raise ImageError(f"{tsv}: neither {beside[0].name} nor {beside[1].name} lies beside it; get one of them")
+        one, other = (tsv.with_suffix(end).name for end in TSV_INDEXES)
+        raise ImageError(f"{tsv}: neither {one} nor {other} lies beside it; get one of them")
     where = f"{tsv}#{place}"
     if not place.isascii() or not place.isdecimal():
         raise ImageError(f"{where}: the id of a picture in a tsv is a whole number")
-    offsets = _row_offsets(index, mark_of(index))
-    number = int(place) if isinstance(offsets, dict) else int(place) % WEBQA_IDS
-    if number not in offsets if isinstance(offsets, dict) else number >= len(offsets):
+    offsets = row_offsets(index, mark_of(index))
+    offset = row_offset(offsets, int(place))
+    if offset is None:
         raise ImageError(f"{where}: {index.name} has no row for it (it has {len(offsets)})")
-    row = _row(tsv, int(offsets[number]), limit * 4 // 3 + 64, where)
+    row = _row(tsv, offset, limit * 4 // 3 + 64, where)
     found, tab, text = row.partition(b"\t")
     if found != place.encode() or not tab:
         raise ImageError(

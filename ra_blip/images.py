@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,13 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS, at_least: int | N
     """Read one JPEG, PNG or WebP picture, told by its content and not by its name.
 
     The size in the header is checked before anything is decoded, so a small file cannot fill the memory. A file that
-    ends early, a JPEG whose marker structure is broken, and a PNG with a wrong checksum are refused; bytes altered
-    inside a JPEG scan that still decode to a picture of the right size cannot be told from a picture, unless it lies
-    in a tar with checksums. Every kind of picture comes out as 8-bit RGB: a palette by its colours, CMYK by Pillow's
-    conversion, 16-bit grey by its upper byte, an animation by its first frame.
+    ends early, a JPEG whose marker structure is broken, and a PNG with a wrong checksum are refused. Pillow fills holes
+    in a JPEG's data with grey and says nothing; where simplejpeg is installed (extra ``fast``) and the whole picture is
+    wanted, a JPEG that its decoder warns of is refused, too. What is altered so that it decodes without a warning
+    cannot be told from a picture, unless it lies in a tar with checksums.
+
+    Every kind of picture comes out as 8-bit RGB: a palette by its colours, CMYK by Pillow's conversion, 16-bit grey by
+    its upper byte, an animation by its first frame.
 
     Args:
         path: a file, or a place in a container: ``PATH.tar#member``, ``PATH.tsv#image id``, see ``containers.py``.
@@ -73,6 +77,8 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS, at_least: int |
     with opened(data, name, max_pixels) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
+        elif image.format == JPEG and (decoder := simplejpeg()):
+            decoder.decode_jpeg(data, "GRAY", strict=True, min_width=1, min_height=1)  # at an eighth: the data count
         return upright(image)
 
 
@@ -81,6 +87,16 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return _on_white(image)
+
+
+@functools.cache
+def simplejpeg() -> Any:
+    """The package of that name, which tells what its decoder warns of; None where it is not installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,9 @@ class Trace:
         judged: ids of the kept items that the model judged relevant, most relevant first.
         relevance: the model's probability for each kept item, in the order of ``kept``.
         decoding: the options that the answer was decoded with (beams, lengths, penalties), where the model says.
+        dropped: ids of the candidates that each filter took out, by its name.
+        notes: what went another way than asked, in words: a search that failed, an empty selection, a cut prompt.
+        tokens: positions of the prompt and tokens of the answer, where the model says.
         seconds: wall-clock seconds per stage, this question's share of its batch.
     """
 
@@ -95,6 +99,9 @@ class Trace:
     relevance: list[float] = dataclasses.field(default_factory=list)
     prompt: str = ""
     decoding: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def stage(self, name: str) -> list[Hit]:
@@ -102,11 +109,27 @@ class Trace:
         return [hit for hit in self.hits if hit.stage == name]
 
     def retrieved(self) -> list[Hit]:
-        """The list that retrieval metrics judge: the last stage's hits (rank, else hop, else search)."""
-        return next((found for name in ("rank", "hop", "search") if (found := self.stage(name))), [])
+        """The list that retrieval metrics judge: the last stage's hits (rank, else hop, else search), the filters'."""
+        last = next((found for name in ("rank", "hop", "search") if (found := self.stage(name))), [])
+        gone = {name for names in self.dropped.values() for name in names}
+        return [hit for hit in last if hit.item.id not in gone]
 
 
 Record = TypeVar("Record", Item, Question)
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON that is a character only beside its other half
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value whose strings can be written again.
+
+    Raises:
+        json.JSONDecodeError: not JSON.
+        UnicodeEncodeError: a string holds half a character (a lone surrogate), which is no UTF-8.
+    """
+    value = json.loads(text)
+    if HALF_CHARACTER.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -117,14 +140,18 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
-                    value = json.loads(line)
+                    value = parse_json(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})") from None
+                except UnicodeEncodeError:
+                    raise DataError(f"{path}, line {number}: holds half a character (a lone surrogate)") from None
+                except RecursionError:
+                    raise DataError(f"{path}, line {number}: nested too deeply") from None
                 if not isinstance(value, dict):
                     raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}")
                 yield number, value
@@ -153,7 +180,7 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
     seen: dict[str, int] = {}
     for number, value in read_jsonl(path):
         where = f"{path}, line {number}"
-        record = _parse(value, kind, path.parent, where)
+        record = parse_record(value, kind, path.parent, where)
         if record.id in seen:
             raise DataError(f"{where}: id {record.id!r} was used in line {seen[record.id]}; ids must be unique")
         seen[record.id] = number
@@ -163,7 +190,12 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
     return records
 
 
-def _parse(value: dict[str, Any], kind: type[Record], folder: Path, where: str) -> Record:
+def parse_record(value: dict[str, Any], kind: type[Record], folder: Path, where: str) -> Record:
+    """A record of its JSON object, whose picture lies relative to ``folder``.
+
+    Raises:
+        DataError: beginning with ``where``: missing id, no text (of an item: nor image), or a field of a wrong type.
+    """
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         found = value.get(field.name)
@@ -181,7 +213,7 @@ def _parse(value: dict[str, Any], kind: type[Record], folder: Path, where: str) 
         raise DataError(f"{where}: 'id' is missing")
     if kind is Question and not fields.get("text", "").strip():
         raise DataError(f"{where}: question {fields['id']!r} has no text")
-    if kind is Item and not (fields.get("text") or fields.get("image")):
+    if kind is Item and not (fields.get("text", "").strip() or fields.get("image")):
         raise DataError(f"{where}: item {fields['id']!r} has neither text nor image")
     if fields.get("image"):
         fields["image"] = os.path.normpath(folder / fields["image"])
@@ -231,6 +263,8 @@ def write_text(path: str | Path, parts: Iterable[str] | str) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+    except UnicodeEncodeError:
+        raise OutputError(f"{path}: cannot be written: a text or the name of a picture is no UTF-8") from None
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -243,10 +277,10 @@ def read_traces(path: str | Path) -> list[Trace]:
         where = f"{path}, line {number}"
         try:
             hits = [
-                Hit(_parse(hit["item"], Item, path.parent, where), float(hit["score"]), str(hit["stage"]))
+                Hit(parse_record(hit["item"], Item, path.parent, where), float(hit["score"]), str(hit["stage"]))
                 for hit in value.pop("hits", [])
             ]
-            question = _parse(value.pop("question"), Question, path.parent, where)
+            question = parse_record(value.pop("question"), Question, path.parent, where)
             traces.append(Trace(question=question, hits=hits, **value))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: not a trace ({error})") from None

@@ -173,7 +173,22 @@ def test_members_that_lead_out_of_the_tar_are_refused(tmp_path: Path, name: str,
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, "/etc/passwd"
         tar.addfile(member, io.BytesIO())
-    with pytest.raises(DataError, match=r"x\.jpg' (is a link or a device|has a name that leads out)"):
+    with pytest.raises(DataError, match=r"x\.jpg' (is a link, a device or|has a name that leads out)"):
+        list(members(tmp_path / "a.tar"))
+
+
+def test_sparse_files_and_sizes_beyond_the_end_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        sparse = tarfile.TarInfo("x.jpg")
+        sparse.pax_headers = {"GNU.sparse.size": "9000", "GNU.sparse.map": "0,4"}
+        sparse.size = 4
+        tar.addfile(sparse, io.BytesIO(b"data"))
+    with pytest.raises(DataError, match=r"x\.jpg' is a link, a device or a sparse file"):
+        list(members(tmp_path / "a.tar"))
+    endless = tarfile.TarInfo("x.txt")
+    endless.size = 1 << 62  # reading it would ask for all of it at once
+    (tmp_path / "a.tar").write_bytes(endless.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"a\.tar: ends inside member 'x\.txt'"):
         list(members(tmp_path / "a.tar"))
 
 

@@ -122,6 +122,21 @@ def test_damage_is_a_picture_of_the_right_size_or_an_image_error(tmp_path: Path,
     assert refused >= (60 if kind == "PNG" else 15)  # every chunk of a PNG has a checksum
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 2}, {"subsampling": 0}])
+def test_altered_or_missing_picture_data_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    pytest.importorskip("simplejpeg")
+    path = _saved(tmp_path / "a.jpg", _noise((320, 240)), "JPEG", quality=90, **options)
+    whole, rng = path.read_bytes(), np.random.default_rng(SEED)
+    at = (len(whole) // 2 + rng.integers(0, len(whole) // 3, 20)).tolist()
+    altered = [whole[:n] + filling + whole[n + 200 :] for n in at for filling in (bytes(200), rng.bytes(200))]
+    for data in (*altered, whole[: len(whole) // 2] + b"\xff\xd9"):  # the last ends early, with the mark of an end
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=r"a\.jpg: damaged or truncated JPEG"):
+            open_image(path)
+    path.write_bytes(whole + b"left over")
+    assert open_image(path).size == (320, 240)
+
+
 def test_a_hole_in_a_jpeg_is_refused(tmp_path: Path) -> None:
     path = _saved(tmp_path / "hole.jpg", _noise((96, 96)), "JPEG", quality=95)
     data = bytearray(path.read_bytes())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import os
 import sys
 import zlib
@@ -17,19 +16,19 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ra_blip.containers import is_there
 from ra_blip.data.id_map import IdMap
 from ra_blip.data.readers import probe, recognised
 from ra_blip.data.readers.captions import CaptionDataset
 from ra_blip.data.readers.dataset import Dataset, Problems
 from ra_blip.data.readers.pictures import PictureFolder
-from ra_blip.data.readers.plain import records
+from ra_blip.data.readers.plain import kind_of, records
 from ra_blip.data.readers.reading import json_lines
 from ra_blip.errors import DataError, ImageError
 from ra_blip.images import open_image
 from ra_blip.records import Item, Question
 
 Record = TypeVar("Record", Item, Question)
-_KINDS = ("items", "questions")
 
 
 @dataclasses.dataclass
@@ -109,6 +108,8 @@ class _Check:
             self.stream(dataset, split, dataset.questions(split))
             if split != "train" and isinstance(dataset, CaptionDataset):
                 self.stream(dataset, f"{split} captions", dataset.captions(split))
+        if not (self.found.counts or self.found.problems.total or isinstance(dataset, CaptionDataset)):
+            self.found.problems.report("empty file", str(dataset.root), "holds no record")
 
     def stream(self, dataset: Dataset, label: str, found: Iterator[Record]) -> None:
         """One part of a data set; where its file cannot be read on, the rest of the part is lost, and that is said."""
@@ -161,11 +162,10 @@ class _Check:
             if zlib.crc32(os.fsencode(image)) < self.share * 2**32:
                 self.found.opened += 1
                 open_image(image)
-            elif not (Path(image).is_file() or Path(image.partition("#")[0]).is_file()):
+            elif not is_there(image):
                 raise ImageError(f"{image}: no such picture")
         except ImageError as error:
-            there = Path(image).is_file() or "#" in image
-            self.found.problems.report("bad picture" if there else "missing image", where, str(error))
+            self.found.problems.report("bad picture" if is_there(image) else "missing image", where, str(error))
 
 
 def _bar(label: str, total: int | None = None, unit: str = " records") -> tqdm[Any]:
@@ -182,26 +182,12 @@ def _counted(where: str, found: Iterable[Record], bar: tqdm[Any]) -> Iterator[tu
 def _layout(path: Path) -> str:
     if path.is_dir():
         return "index" if (path / "index.faiss").exists() else "folder"
-    return _kind_of(path)
+    return kind_of(path)
 
 
 def _data_files(path: Path) -> dict[Path, str]:
     """The JSON lines files to read, each with its kind; none for a folder of another layout."""
     if not path.is_dir():
-        return {path: _kind_of(path)}
+        return {path: kind_of(path)}
     found = [path / "items.jsonl", *sorted(path.glob("*questions.jsonl"))]
-    return {file: _kind_of(file) for file in found if file.is_file()}
-
-
-def _kind_of(path: Path) -> str:
-    """By name where the name says it, else by the fields of the first records."""
-    for kind in _KINDS:
-        if path.name.endswith(f"{kind}.jsonl"):
-            return kind
-    sample = [value for _, value in itertools.islice(json_lines(path, Problems()), 100) if isinstance(value, dict)]
-    keys = {key for value in sample for key in value}
-    if not any("id" in value for value in sample) or not keys & {"text", "image"}:
-        raise DataError(
-            f"{path}: neither items nor questions; each line is a JSON object with 'id' and 'text' or 'image'"
-        )
-    return "questions" if keys & {"answers", "gold", "negatives", "category"} else "items"
+    return {file: kind_of(file) for file in found if file.is_file()}

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from ra_blip.data.readers import open_dataset
 from ra_blip.data.readers.captions import CaptionDataset
-from ra_blip.data.readers.dataset import Dataset
+from ra_blip.data.readers.dataset import Problems
+from ra_blip.data.readers.plain import kind_of, records
 from ra_blip.data.shards import MANIFEST, Row, save_index
 from ra_blip.errors import DataError, OutputError
 from ra_blip.folders import replacing
 from ra_blip.images import JPEG, PNG, WEBP, Quarantine, decode, format_of, read_picture
-from ra_blip.records import Item, Question, read_items, read_questions, to_dict, write_text
+from ra_blip.records import Item, Question, to_dict, write_text
 
 EXTENSIONS = {JPEG: "jpg", PNG: "png", WEBP: "webp"}
 QUALITY = 95  # of a picture that is made smaller
@@ -84,26 +85,27 @@ def pack(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is there already; name a folder that is not, or delete it")
-    dataset, records = open_records(Path(source), split, strict=skip is None)
+    problems, kind, found = open_records(Path(source), split, strict=skip is None)
     quarantine = None if skip is None else Quarantine(share=skip)
     try:
         with replacing(out) as fresh:
-            packed = _write(records, fresh, size, shard_bytes, quarantine)
-            for one in (dataset.problems if dataset else None, quarantine):
+            packed = _write(found, fresh, size, shard_bytes, quarantine)
+            for one in (problems, quarantine):
                 packed.left_out += one.messages if one else []
                 packed.lost += one.total if one else 0
             if packed.lost:
-                write_text(fresh / LEFT_OUT, (f"{line}\n" for line in packed.left_out))
-            told = {"format": 1, "source": Path(source).name, "split": split, "size": size, "records": packed.records}
-            told |= {"samples": packed.samples, "left_out": packed.lost, "shards": packed.shards}
-            write_text(fresh / MANIFEST, json.dumps(told, indent=1) + "\n")
+                lines = "".join(f"{line}\n" for line in packed.left_out)  # the name of a file may be no UTF-8
+                write_text(fresh / LEFT_OUT, lines.encode("utf-8", "backslashreplace").decode())
+            told = {"format": 1, "source": Path(source).name, "kind": kind, "split": split, "size": size}
+            told |= {"records": packed.records, "samples": packed.samples, "left_out": packed.lost}
+            write_text(fresh / MANIFEST, json.dumps({**told, "shards": packed.shards}, indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
     return packed
 
 
-def open_records(source: Path, split: str | None, strict: bool) -> tuple[Dataset | None, Iterable[Record]]:
-    """The records to pack, and the data set that they come from if it is one.
+def open_records(source: Path, split: str | None, strict: bool) -> tuple[Problems, str, Iterable[Record]]:
+    """What is wrong with the records to pack, whether they are ``items`` or ``questions``, and the records.
 
     Raises:
         DataError: nothing there that is known, or no such split.
@@ -111,12 +113,16 @@ def open_records(source: Path, split: str | None, strict: bool) -> tuple[Dataset
     if source.is_file():
         if split is not None:
             raise DataError(f"{source}: a file has no splits; leave --split out")
-        return None, read_questions(source) if source.name.endswith("questions.jsonl") else read_items(source)
+        problems, kind = Problems(strict), kind_of(source)
+        lines = records(source, Question, problems) if kind == "questions" else records(source, Item, problems)
+        return problems, kind, (record for _, record in lines)
     dataset = open_dataset(source, strict=strict)
     if split is None:
-        return dataset, dataset.items()
+        return dataset.problems, "items", dataset.items()
     dataset.require_split(split)
-    return dataset, dataset.captions(split) if isinstance(dataset, CaptionDataset) else dataset.questions(split)
+    if isinstance(dataset, CaptionDataset):
+        return dataset.problems, "items", dataset.captions(split)
+    return dataset.problems, "questions", dataset.questions(split)
 
 
 def _write(

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import sys
 import zlib
@@ -27,7 +26,7 @@ from ra_blip.containers import INDEXES, Mark, TarIndex, load_index, mark_of, mem
 from ra_blip.data.readers.dataset import Problems
 from ra_blip.data.stream import Mixture
 from ra_blip.errors import DataError
-from ra_blip.records import Item
+from ra_blip.records import Item, Question, parse_json, parse_record
 
 MANIFEST = "manifest.json"
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -88,6 +87,19 @@ class ShardSet:
         Raises:
             DataError: neither picture nor words, or words that are not UTF-8 or not JSON; names tar and key.
         """
+        where, picture, records = self._records(number)
+        found = [_item(record, picture) for record in records]
+        if not all(item.image or item.full_text for item in found):
+            raise DataError(f"{where}: neither a picture nor words")
+        return found
+
+    def questions(self, number: int) -> list[Question]:
+        """The questions of a sample that `pack` made of them. Raises :class:`DataError` as :meth:`items`."""
+        where, picture, records = self._records(number)
+        return [dataclasses.replace(parse_record(one, Question, Path(), where), image=picture) for one in records]
+
+    def _records(self, number: int) -> tuple[str, str | None, list[dict[str, Any]]]:
+        """Where a sample stands, the name of its picture, and its raw records."""
         tar, _, index, rows = self._rows(number)
         key = _key(rows)
         by_part = {row[4][len(key) + 1 :].decode().lower(): row for row in rows}
@@ -96,16 +108,10 @@ class ShardSet:
         where = f"{tar}, sample {key.decode()!r}"
         texts = {part: _text(tar, index, by_part[part]) for part in ("json", "txt") if part in by_part}
         value = _object(texts["json"], where) if "json" in texts else {}
-        if self.manifest is None:
-            records = [
-                {"id": f"{tar.stem}/{key.decode()}", "text": texts.get("txt", "").strip() or value.get("caption")}
-            ]
-        else:
-            records = [value, *value.get("others", ())]
-        found = [_item(record, picture) for record in records]
-        if not all(item.image or item.full_text for item in found):
-            raise DataError(f"{where}: neither a picture nor words")
-        return found
+        if self.manifest is not None:
+            return where, picture, [value, *value.get("others", ())]
+        words = texts.get("txt", "").strip() or value.get("caption")
+        return where, picture, [{"id": f"{tar.stem}/{key.decode()}", "text": words}]
 
     def _rows(self, number: int) -> tuple[Path, Mark, TarIndex, list[Row]]:
         if not 0 <= number < len(self):
@@ -271,7 +277,7 @@ def _text(tar: Path, index: TarIndex, row: Row) -> str:
     data = read_at(tar, offset, size)
     index.verify(tar, name, crc, size, data)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{tar}: member {name.decode()!r} is not UTF-8 (byte {error.start + 1})") from None
 
@@ -285,7 +291,7 @@ def _item(record: dict[str, Any], image: str | None) -> Item:
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict):

@@ -14,6 +14,7 @@ from ra_blip.data.atlas_captions import AtlasCaptions
 from ra_blip.data.atlas_examples import AtlasExamples, texts
 from ra_blip.data.readers import open_dataset
 from ra_blip.data.record_examples import BalancedExamples, CaptionPictures, RecordExamples, read_mined
+from ra_blip.data.retrieved_examples import task_mixture
 from ra_blip.data.shards import ShardPictures
 from ra_blip.data.stream import Mixture
 from ra_blip.data.training_records import captions, say, training_records
@@ -118,11 +119,20 @@ def _shards(data: DataConfig, stage: StageConfig, out: Path, seed: int) -> Sourc
     return sets[0] if len(sets) == 1 else Mixture(sets)
 
 
+def _retrieved(data: DataConfig, stage: StageConfig, out: Path, seed: int) -> Source:
+    if not data.items or not data.questions or not data.mined:
+        raise ConfigError("data: the source 'retrieved' needs data.items, data.questions and data.mined, their hits")
+    items, asked = read_items(data.items), read_questions(data.questions)
+    shares = (data.no_retrieval, data.random_retrieval)
+    return task_mixture(items, asked, data.mined, data.tasks, data.keep, *shares, data.questions)
+
+
 SOURCES: dict[str, Callable[[DataConfig, StageConfig, Path, int], Source]] = {
     "records": _records,
     "captions": _captions,
     "dataset": _dataset,
     "shards": _shards,
+    "retrieved": _retrieved,
     "atlas": _Atlas,
     "atlas_captions": _AtlasCaptions,
 }

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ra_blip.errors import ConfigError, DataError
+from ra_blip.evaluation.judge import Judge
 from ra_blip.evaluation.metrics import webqa
 from ra_blip.evaluation.metrics.intervals import bootstrap
-from ra_blip.evaluation.scorers import METRICS, Metric, Row, Values, strings
+from ra_blip.evaluation.scorers import METRICS, Metric, Row, Values, interval, strings
 from ra_blip.records import read_jsonl
 
 SHOWN = 5  # unknown ids that are named
+JUDGED = ("answers", "infoseek")  # metrics that take a judge
 Line = tuple[str, dict[str, Any]]  # where it stands, what it says
 
 
@@ -22,6 +24,7 @@ def score(
     references: str | Path,
     per_question: bool = False,
     likelihood: webqa.Likelihood | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Score a file of predictions; docs/cli.md has both formats and the figures.
 
@@ -31,6 +34,7 @@ def score(
         references: JSON lines with ``id`` and the metric's fields.
         per_question: whether the values of every question are returned as well.
         likelihood: for ``webqa``, what QA-FL and QA are computed with.
+        judge: for ``answers`` and ``infoseek``, gives the figure ``judged``; its count is of what it decided.
 
     Returns:
         ``metric``; the numbers ``questions``, ``missing`` (references without a prediction, which count 0) and
@@ -39,13 +43,15 @@ def score(
         figures by groups under ``by_category`` and the metric's own breakdowns; ``per_question``.
 
     Raises:
-        ConfigError: an unknown metric, or a likelihood for another metric than ``webqa``.
+        ConfigError: an unknown metric, or a likelihood or a judge for a metric that takes none.
         DataError: a malformed or repeated line, with file and line, or files that share no id.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if likelihood is not None and metric != "webqa":
         raise ConfigError(f"metric {metric!r} has no QA-FL: only webqa takes a language model")
+    if judge is not None and metric not in JUDGED:
+        raise ConfigError(f"metric {metric!r} has no figure 'judged': only {' and '.join(JUDGED)} take a judge")
     chosen = METRICS[metric]
     wanted, given = _lines(Path(references)), _lines(Path(predictions))
     unknown = [name for name in given if name not in wanted]
@@ -56,6 +62,8 @@ def score(
     table = chosen.score(rows)
     if likelihood is not None:
         _add_fluency(rows, table, likelihood)
+    if judge is not None:
+        _add_verdicts(rows, table, judge)
     result = {
         "metric": metric,
         "questions": len(rows),
@@ -124,6 +132,17 @@ def _add_fluency(rows: Sequence[Row], table: list[Values], likelihood: webqa.Lik
         values["qa_fl"] = scores.get(i, 0.0)
         if "qa_acc" in values:
             values["qa"] = values["qa_fl"] * values["qa_acc"]
+
+
+def _add_verdicts(rows: Sequence[Row], table: list[Values], judge: Judge) -> None:
+    """Put ``judged`` into the values of every row that the judge decides; one without a prediction gets 0."""
+    for row, values in zip(rows, table, strict=True):
+        right = interval(row) if row.reference.get("range") is not None else None
+        within = right if isinstance(right, tuple) else None
+        answers = row.strings("answers") if within is None else []
+        verdict = judge(row.text("question") or "", answers, within, row.answer[0]) if row.answer else 0.0
+        if verdict is not None:
+            values["judged"] = verdict
 
 
 def _category(row: Row) -> str | None:

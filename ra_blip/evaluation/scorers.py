@@ -9,6 +9,7 @@ from typing import Any
 from ra_blip.errors import DataError
 from ra_blip.evaluation.metrics import (
     answers,
+    binomial,
     caption_tokens,
     captions,
     encyclopedic,
@@ -119,6 +120,16 @@ def _short(row: Row, answer: list[str]) -> Values:
     }
 
 
+def _species(row: Row, answer: list[str]) -> Values:
+    wanted = row.strings("answers")
+    return {
+        "binomial": binomial.binomial(answer[0], wanted),
+        "genus": binomial.genus(answer[0], wanted),
+        "binomial_recall": binomial.binomial_recall(answer[0], wanted),
+        "genus_recall": binomial.genus_recall(answer[0], wanted),
+    }
+
+
 def _mmqa(row: Row, answer: list[str]) -> Values:
     gold = row.strings("answers")
     return {"list_em": multimodalqa.list_em(answer, gold), "list_f1": multimodalqa.list_f1(answer, gold)}
@@ -150,19 +161,19 @@ def _infoseek(row: Row, answer: list[str]) -> Values:
     if kind is None:
         raise DataError(f"{row.where}: 'kind' is missing: string, time or numerical")
     if kind == "numerical":
-        return {"accuracy": infoseek.numerical(answer[0], _interval(row))}
+        return {"accuracy": infoseek.numerical(answer[0], interval(row))}
     return {"accuracy": infoseek.exact(answer[0], row.strings("answers"))}
 
 
-def _interval(row: Row) -> float | tuple[float, float]:
+def interval(row: Row) -> float | tuple[float, float]:
+    """The interval of right numbers, or the right number. Raises :class:`DataError` where it is neither."""
     given = row.reference.get("range")
     if given is None:
         return infoseek.parse_number(row.strings("answers")[0])
-    try:
-        low, high = (float(end) for end in given)
-    except (TypeError, ValueError):
-        raise DataError(f"{row.where}: 'range' must be two numbers, found {given!r}") from None
-    return low, high
+    numbers = [end for end in given if isinstance(end, (int, float))] if isinstance(given, list) else []
+    if len(numbers) != 2 or len(given) != 2:
+        raise DataError(f"{row.where}: 'range' must be a list of two numbers, found {given!r}")
+    return float(numbers[0]), float(numbers[1])
 
 
 _SPLITS = ("unseen_question", "unseen_entity")
@@ -248,6 +259,7 @@ def _retrieval(rows: Sequence[Row]) -> list[Values]:
 METRICS: dict[str, Metric] = {
     "answers": Metric(_alone(_short)),
     "aokvqa": Metric(_aokvqa, reads=("prediction", "choice")),
+    "binomial": Metric(_alone(_species)),
     "caption": Metric(_captions, _bleu),
     "encyclopedic": Metric(_alone(_encyclopedic), groups={"by_kind": lambda row: row.text("kind")}),
     "infoseek": Metric(_alone(_infoseek), _final, groups={"by_kind": lambda row: row.text("kind"), "by_split": _split}),

@@ -269,6 +269,70 @@ def test_unwritable_output_and_unknown_reader(root: Path, tmp_path: Path) -> Non
         readers.open_dataset(root, "groceries")
 
 
+MILK = """Title: Standardmjölk 3%
+Manufacturer and volume: GOOD KO , 1l
+Manufacturing country: Sverige
+Nutrition values per 100 gram:
+   fett ca 3 gram
+   varav mättat fett ca 1.9 gram
+   varav sockerarter ca 4.8 gram
+   protein ca 3.4 gram
+"""
+
+
+def cloned(root: Path) -> Path:
+    """The fixture as the repository has it: no facts.json, but texts beside the descriptions that classes.csv names."""
+    told = {
+        "Pink Lady": "Country and volume: Italy, ca 180g \n",
+        "Water Melon": "Country and volume: , ca 1.05kg\r\n",
+        "Lime": "Title: Lime\nCountry: Brazil\nURL: https://x.y/z\n",
+        "Good Milk": MILK,
+        "Oat Drink": "Manufacturer and volume: OAT, 2l\n   of which sugars ca 9 gram \n   fat ca 0 gram",
+    }
+    (root / "facts.json").unlink()
+    lines = [
+        "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Product Description Path (str)"
+    ]
+    for number, entry in enumerate(FACTS):
+        name = entry["name"].replace(" ", "-")
+        path = f"iconic-images-and-descriptions/{entry['group']}/{name}/{name}_Description.txt"
+        (root / path).parent.mkdir(parents=True)
+        (root / path.replace("Description", "Information")).write_text(told[entry["name"]], encoding="utf-8")
+        lines.append(f"{name},{number},{entry['coarse']},0,/{path}")
+    (root / "classes.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root.parent / "clone").mkdir()
+    return root.rename(root.parent / "clone" / "dataset").parent
+
+
+def test_the_repository_as_it_is_cloned(root: Path) -> None:
+    expected = grocery.read_products(root)
+    clone = cloned(root)
+    dataset = readers.probe(clone)(clone)
+    assert dataset.name == "grocery" and sum(item.image is not None for item in dataset.items()) == 15
+    found = grocery.read_products(clone / "dataset")
+    assert [(one.name, one.kind, one.group) for one in found.values()] == [
+        (one.name, one.kind, one.group) for one in expected.values()
+    ]
+    assert [one.facts for one in found.values()] == [
+        {"origin": "Italy", "weight": "180 g"},
+        {"weight": "1.05 kg"},
+        {"origin": "Brazil"},
+        {"origin": "Sweden", "maker": "Good Ko", "volume": "1 l", "sugar": "4.8 g", "fat": "3 g", "protein": "3.4 g"},
+        {"maker": "Oat", "volume": "2 l", "sugar": "9 g", "fat": "0 g"},
+    ]
+
+
+def test_a_clone_without_a_text_says_so(root: Path) -> None:
+    folder = cloned(root) / "dataset"
+    lost = next(folder.rglob("Lime_Information.txt"))
+    lost.unlink()
+    with pytest.raises(DataError, match=r"Lime_Information\.txt: no such file"):
+        grocery.read(folder)
+    (folder / "classes.csv").write_text("Class ID (int)\n0\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no column 'Class Name \(str\)', and there is no facts\.json"):
+        grocery.read(folder)
+
+
 def test_listing() -> None:
     assert [listing("abc"[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 

@@ -49,6 +49,7 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         ("[1, 2]", r"line 1: not JSON \(expected '{', found '\['\)"),
         ("", r"expected '{', found 'the end of the file'"),
         ("{1: 2}", "a key must be a string"),
+        ('{"a": 1,\n"b": "\\ud83d"}', r"line 2: not JSON \(half a character"),
         ('{"a": ' + "[" * 100_000, "nested too deeply|Expecting value"),
     ],
 )

@@ -121,8 +121,8 @@ def test_what_is_left_out_is_listed(damaged: Path, tmp_path: Path, capsys: pytes
     assert "4 records in 4 samples, 4 with a picture, in 1 shards" in said
     assert "2 left out, see" in said
     lines = (tmp_path / "out" / "left_out.txt").read_text().splitlines()
-    assert len(lines) == 2 and lines[0].startswith("2: ") and "2.jpg" in lines[0]
-    assert lines[1] == "blank: neither a picture nor words"
+    assert lines[0] == f"{damaged}, line 6: item 'blank' has neither text nor image"
+    assert len(lines) == 2 and lines[1].startswith("2: ") and "2.jpg" in lines[1]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["left_out"] == 2
     assert len(ShardSet(tmp_path / "out")) == 4
 

@@ -341,6 +341,31 @@ def test_links_in_a_shard_are_refused(tmp_path: Path) -> None:
     assert list(dataset.items()) == [] and dataset.problems.counts == {"damaged shard": 1}
 
 
+def test_a_second_member_of_a_key_is_said_and_other_members_are_not_read(tmp_path: Path) -> None:
+    first, second = layouts.encoded("PNG"), layouts.encoded()
+    members = [("a.png", first), ("a.png", second), ("a.txt", "\ufeffwords\r\n".encode()), ("a.npy", b"0" * 99)]
+    layouts.tar_of(tmp_path / "x.tar", members)
+    dataset = open_dataset(tmp_path)
+    assert [item.text for item in dataset.items()] == ["words"]  # without Windows's mark and line end
+    assert dataset.problems.messages == [f"{tmp_path}/x.tar#a: a second member .png; the first one stays"]
+
+
+def test_linked_folders_are_followed_once_and_odd_names_are_said(tmp_path: Path) -> None:
+    layouts.put(tmp_path / "set/train/a.jpg")
+    layouts.put(tmp_path / "far/b.jpg")
+    (tmp_path / "far/b.txt").write_bytes(b"\xef\xbb\xbfwords\r\n")
+    (tmp_path / "set/train/linked").symlink_to(tmp_path / "far")
+    (tmp_path / "set/train/round").symlink_to(tmp_path / "set/train")
+    (tmp_path / "set/train/nowhere.jpg").symlink_to(tmp_path / "none.jpg")
+    Path(os.fsdecode(os.fsencode(tmp_path / "set/train") + b"/\xff.jpg")).write_bytes(layouts.encoded())
+    dataset = open_dataset(tmp_path / "set")
+    assert [(item.id, item.text) for item in dataset.items()] == [
+        ("train/a.jpg", None),
+        ("train/linked/b.jpg", "words"),
+    ]
+    assert dataset.problems.counts == {"missing image": 1, "not UTF-8": 1}
+
+
 def test_a_folder_of_pictures_with_splits_and_other_formats(tmp_path: Path) -> None:
     for name in ("train/b/2.png", "train/a/1.JPG", "val/3.webp", "train/.hidden.jpg", "train/a/4.gif"):
         layouts.put(tmp_path / name)
@@ -369,11 +394,13 @@ def test_plain_files_and_their_splits(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "items.jsonl", [Item("a", "x"), Item("b", image=str(tmp_path / "a.jpg")), Item("a", "y")])
     write_jsonl(tmp_path / "train_questions.jsonl", [Question("q", "Who?", str(tmp_path / "none.jpg"))])
     write_jsonl(tmp_path / "questions.jsonl", [Question("r", "Who?", answers=(" ",)), Question("s", "Why?")])
+    with (tmp_path / "items.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"id": "c", "image": "C#.jpg"}\n{"id": "d", "image": "x.tar#a.jpg"}\n')
     dataset = probe(tmp_path)(tmp_path)
     assert isinstance(dataset, Plain) and dataset.splits == ("train", "test")
     assert [item.id for item in dataset.items()] == ["a", "b"]
     assert [q.id for split in dataset.splits for q in dataset.questions(split)] == ["s"]
-    assert dataset.problems.counts == {"duplicate id": 1, "missing image": 1, "empty answer": 1}
+    assert dataset.problems.counts == {"duplicate id": 1, "missing image": 3, "empty answer": 1}
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:

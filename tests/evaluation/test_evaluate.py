@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from ra_blip.__main__ import main
 from ra_blip.errors import ConfigError, DataError, OutputError
 from ra_blip.evaluation.evaluate import METRICS, MODES, evaluate, summarise
-from ra_blip.records import Hit, Item, Question, Trace, read_traces
+from ra_blip.evaluation.score import score
+from ra_blip.records import Hit, Item, Question, Trace, read_traces, write_jsonl
 from ra_blip.retrieval.index import KnowledgeIndex
 from tests.fakes import FakeModel, world
 
@@ -100,6 +102,29 @@ def test_picture_questions_are_expanded_in_every_mode_but_without(tmp_path: Path
     texts = [(question.text, question.image is None) for question in model.asked]
     whole = ("Which country is this? a view of velora tower", True)
     assert texts == [whole, ("Which country is this?", False), whole, whole, whole, whole]
+
+
+def test_further_metrics_and_predictions_for_score(tmp_path: Path) -> None:
+    _, questions = world(tmp_path)
+    ten = [dataclasses.replace(one, answers=one.answers[:1] * 3 + ("other",) * 7) for one in questions]
+    names = ["answer_in_prediction", "vqa_accuracy", "aokvqa_accuracy", "retrieval_f1"]
+    extra = run(tmp_path, questions=ten, modes=["with_retrieval"], metrics=names)["extra"]
+    assert (extra["answer_in_prediction"], extra["aokvqa_accuracy"]) == (1, 1)
+    traces = read_traces(tmp_path / "out" / "traces.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert lines == [{"id": one.question.id, "prediction": one.answer, "sources": one.judged} for one in traces]
+    references = [{"id": one.id, "answers": list(one.answers), "gold": list(one.gold)} for one in ten]
+    write_jsonl(tmp_path / "references.jsonl", references)
+    files = (tmp_path / "out" / "predictions.jsonl", tmp_path / "references.jsonl")
+    assert score("vqa", *files)["accuracy"] == pytest.approx(extra["vqa_accuracy"], abs=1e-6)
+    assert score("webqa", *files)["retrieval_f1"] == pytest.approx(extra["retrieval_f1"], abs=1e-6)
+
+
+def test_help_names_every_further_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    said = capsys.readouterr().out.replace(",", " ").split()
+    assert set(METRICS) <= set(said)
 
 
 def test_without_an_index(tmp_path: Path) -> None:

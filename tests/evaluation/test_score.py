@@ -166,7 +166,11 @@ GOOD = [{"id": "q", "answers": ["x"]}]
         ("infoseek", [{"id": "q", "prediction": "x"}], [{**GOOD[0], "kind": "z"}], "kind 'z' is not one of string"),
         (
             *("infoseek", [{"id": "q", "prediction": "x"}]),
-            *([{"id": "q", "kind": "numerical", "range": [1]}], "'range' must be two numbers"),
+            *([{"id": "q", "kind": "numerical", "range": [1]}], "'range' must be a list of two numbers"),
+        ),
+        (
+            *("infoseek", [{"id": "q", "prediction": "x"}]),
+            *([{"id": "q", "kind": "numerical", "range": "12"}], "'range' must be a list of two numbers, found '12'"),
         ),
         ("webqa", [{"id": "q", "prediction": "x"}], [{"id": "q", "category": "z"}], "category 'z' is not one of"),
         ("aokvqa", [{"id": "q", "choice": "x"}], GOOD, "'choice', the right one, is missing"),

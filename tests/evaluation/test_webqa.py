@@ -42,6 +42,11 @@ def test_normalise(text: str, expected: str) -> None:
     assert normalise(text, plain) == expected.split()
 
 
+def test_an_answer_of_thousands_of_digits_is_a_word() -> None:
+    assert normalise("9" * 5_000) == ["9" * 5_000]
+    assert qa_accuracy(["9" * 5_000], "9", "number") == 0
+
+
 def test_lemmas() -> None:
     assert [lemma(word) for word in ("leaves", "is", "standing", "wolves", "red", "qwzx", "1000")] == [
         *("leave", "be", "standing", "wolf", "red", "qwzx", "1000"),

@@ -13,6 +13,7 @@ from ra_blip.data.readers.img2dataset import Img2Dataset
 from ra_blip.data.readers.infoseek import OVEN, InfoSeek
 from ra_blip.data.readers.lavis_captions import LavisCoco, LavisNoCaps, LavisVisualGenome
 from ra_blip.data.readers.multimodalqa import MultimodalQA, MultimodalQARagVL
+from ra_blip.data.readers.packed import Packed
 from ra_blip.data.readers.pictures import PictureFolder
 from ra_blip.data.readers.plain import FILES, Plain
 from ra_blip.data.readers.small import Flags, Grocery
@@ -51,6 +52,7 @@ READERS: dict[str, type[Dataset]] = {
     "visual-genome-lavis": LavisVisualGenome,
     "plain": Plain,
     "captions": CaptionsFile,
+    "packed": Packed,
     "img2dataset": Img2Dataset,
     "pictures": PictureFolder,
 }

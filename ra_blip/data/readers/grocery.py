@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ra_blip.data.readers.reading import Reading, picture, read_json, read_text, require
+from ra_blip.data.readers.grocery_facts import AMOUNT, entries
+from ra_blip.data.readers.reading import Reading, picture, read_text, require
 from ra_blip.errors import DataError
 from ra_blip.records import Item, Question
 
@@ -84,7 +85,6 @@ RECOGNITION = ("Which product is this?", "What is the name of this product?")
 GROUPS = {"Fruit": "fruit", "Vegetables": "vegetable", "Packages": "packaged product"}
 _NUTRIENTS = {"sugar": ("sugars_g", "of_which_sugars_g"), "fat": ("fat_g",), "protein": ("protein_g",)}
 _PLAIN = {"origin": "country_of_origin", "maker": "manufacturer", "volume": "volume", "weight": "approx_weight"}
-_AMOUNT = re.compile(r"(?:ca\s*)?(\d+(?:\.\d+)?)\s*(kg|g|dl|ml|l)")
 _GRAMS = {"kg": 1000.0, "g": 1.0}
 
 
@@ -132,7 +132,9 @@ class Photo:
 
 
 def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0, keys: Sequence[str] = ASKED) -> Reading:
-    """Read the public folder layout: ``classes.csv``, ``train.txt``, ``val.txt``, the photographs, and ``facts.json``.
+    """Read the public folder layout: ``classes.csv``, ``train.txt``, ``val.txt``, the photographs, and what is known.
+
+    Facts are those of ``facts.json`` or of the public texts, see :mod:`~ra_blip.data.readers.grocery_facts`.
 
     Args:
         root: the folder that holds them.
@@ -164,22 +166,13 @@ def read(root: str | Path, facts: FactLayout = "fact", seed: int = 0, keys: Sequ
 
 
 def read_products(root: Path) -> dict[int, Product]:
-    """The products of ``classes.csv`` with their facts of ``facts.json``, by class id. Raises :class:`DataError`."""
-    path = root / "facts.json"
-    known: dict[int, tuple[dict[str, Any], str]] = {}
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list of products")
-    for number, entry in enumerate(entries, 1):
-        where = f"{path}, entry {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-        known[require(entry, "id", int, where)] = entry, where
+    """The products of ``classes.csv`` with what is known of them, by class id. Raises :class:`DataError`."""
+    known = entries(root)
     products: dict[int, Product] = {}
     names: set[str] = set()
     for number, where in read_classes(root).items():
         if number not in known:
-            raise DataError(f"{where}: class {number} has no entry in {path}")
+            raise DataError(f"{where}: class {number} has no entry in facts.json, nor a description")
         products[number] = product = _product(number, *known[number])
         if not product.id or product.id in names:
             raise DataError(f"{known[number][1]}: the name {product.name!r} is empty or another product's, too")
@@ -381,7 +374,7 @@ def _product(number: int, entry: dict[str, Any], where: str) -> Product:
 
 def _amount(text: str, where: str) -> str:
     """``ca 1.05kg`` as ``1.05 kg``."""
-    found = _AMOUNT.fullmatch(text.strip())
+    found = AMOUNT.fullmatch(text.strip())
     if not found:
         raise DataError(f"{where}: {text!r} is not an amount such as 'ca 180g' or '1l'")
     return f"{found[1]} {found[2]}"

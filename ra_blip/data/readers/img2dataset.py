@@ -27,8 +27,10 @@ class Img2Dataset(CaptionDataset):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """By a tar file."""
-        return any(next(folder.glob("*.tar"), None) for folder in (root, *(root / split for split in SPLITS)))
+        """By a tar file; one beside a manifest is :class:`~ra_blip.data.readers.packed.Packed`."""
+        if (root / "manifest.json").is_file():
+            return False
+        return any(any(folder.glob("*.tar")) for folder in (root, *(root / split for split in SPLITS)))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -48,16 +50,20 @@ class Img2Dataset(CaptionDataset):
     def _shard(self, path: Path) -> Iterator[tuple[str, Picture]]:
         count = 0
         for key, group in itertools.groupby(self._members(path), key=lambda member: split_key(member[0])[0]):
-            parts = {split_key(name)[1]: (name, data) for name, data in group}
-            images = [name for name, _ in parts.values() if name.lower().endswith(ENDINGS)]
             where = f"{path}#{key}"
+            parts: dict[str, tuple[str, bytes]] = {}
+            for name, data in group:
+                if (extension := split_key(name)[1]) in parts:
+                    self.problems.report("duplicate id", where, f"a second member .{extension}; the first one stays")
+                parts.setdefault(extension, (name, data))
+            images = [name for name, _ in parts.values() if name.lower().endswith(ENDINGS)]
             if not images:
                 self.problems.report("missing image", where, f"key {key!r} has no picture, only {', '.join(parts)}")
                 continue
             count += 1
             try:
                 said = caption({ending: data for ending, (_, data) in parts.items()})
-            except UnicodeDecodeError:
+            except UnicodeError:
                 self.problems.report("not UTF-8", where, "the caption is not UTF-8")
             except (json.JSONDecodeError, RecursionError):
                 self.problems.report("not JSON", where, f"{key}.json is not JSON")
@@ -66,10 +72,10 @@ class Img2Dataset(CaptionDataset):
         self._compare(path, count)
 
     def _members(self, path: Path) -> Iterator[tuple[str, bytes]]:
-        """Name of each member of a shard, with its bytes unless it is a picture."""
+        """Name of each member of a shard, with the bytes of those that may hold its caption."""
         try:
             for name, offset, size in members(path):
-                yield name, b"" if name.lower().endswith(ENDINGS) else read_at(path, offset, size)
+                yield name, read_at(path, offset, size) if split_key(name)[1] in ("txt", "json") else b""
         except DataError as error:
             self.problems.report("damaged shard", str(path), f"the rest of it is lost: {error}")
 

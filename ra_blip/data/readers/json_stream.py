@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ra_blip.errors import DataError
+from ra_blip.records import HALF_CHARACTER
 
 CHUNK = 2**18  # characters read at a time
 LONGEST = 2**28  # characters that one member may have
@@ -135,11 +136,15 @@ class _Window:
         while True:
             try:
                 found, end = self._decode(self._text, self._at)
+                if HALF_CHARACTER.search(self._text, self._at, end):
+                    json.dumps(found, ensure_ascii=False).encode()
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated string")
                 if self._ended or not cut:
                     self._step(error.pos - self._at)
                     raise self.error(error.msg) from None
+            except UnicodeEncodeError:
+                raise self.error("half a character, a lone surrogate") from None
             except RecursionError:
                 raise self.error("nested too deeply") from None
             else:

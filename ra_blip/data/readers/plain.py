@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from ra_blip.containers import is_there
 from ra_blip.data.id_map import IdMap
 from ra_blip.data.readers.dataset import Dataset, Problems
 from ra_blip.data.readers.reading import json_lines
 from ra_blip.errors import DataError
-from ra_blip.records import Item, Question, _parse
+from ra_blip.records import Item, Question, parse_record
 
 Record = TypeVar("Record", Item, Question)
 FILES = {"train": "train_questions.jsonl", "val": "val_questions.jsonl", "test": "questions.jsonl"}
@@ -44,11 +46,29 @@ class Plain(Dataset):
 
     def _whole(self, found: Iterator[tuple[str, Record]]) -> Iterator[Record]:
         for where, record in found:
-            # a place in a container (x.tar#y) is looked at when it is opened
-            if record.image and "#" not in record.image and not Path(record.image).is_file():
+            if record.image and not is_there(record.image):
                 self.problems.report("missing image", where, f"no such picture: {record.image}")
             else:
                 yield record
+
+
+def kind_of(path: Path) -> Literal["items", "questions"]:
+    """What a JSON lines file holds: by its name where that says it, else by the fields of the first records.
+
+    Raises:
+        DataError: neither.
+    """
+    if path.name.endswith("items.jsonl"):
+        return "items"
+    if path.name.endswith("questions.jsonl"):
+        return "questions"
+    sample = [value for _, value in itertools.islice(json_lines(path, Problems()), 100) if isinstance(value, dict)]
+    keys = {key for value in sample for key in value}
+    if not any("id" in value for value in sample) or not keys & {"text", "image"}:
+        raise DataError(
+            f"{path}: neither items nor questions; each line is a JSON object with 'id' and 'text' or 'image'"
+        )
+    return "questions" if keys & {"answers", "gold", "negatives", "category"} else "items"
 
 
 def records(
@@ -78,7 +98,7 @@ def records(
             if close := difflib.get_close_matches(key, fields, n=1, cutoff=0.75):
                 problems.report("unknown field", where, f"unknown field {key!r}; did you mean {close[0]!r}?")
         try:
-            record = _parse(value, kind, path.parent, where)
+            record = parse_record(value, kind, path.parent, where)
         except DataError as error:
             problems.report("malformed record", where, str(error).removeprefix(f"{where}: "))
             continue

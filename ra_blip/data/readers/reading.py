@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from ra_blip.data.id_map import IdMap
 from ra_blip.data.readers.dataset import Problems
 from ra_blip.errors import DataError
-from ra_blip.records import Item, Question
+from ra_blip.records import Item, Question, parse_json
 
 
 class Named(Protocol):
@@ -112,9 +112,11 @@ def json_lines(
                 where = f"{path}, line {number}"
                 try:
                     if line.strip():
-                        yield where, json.loads(line.decode("utf-8-sig"))
+                        yield where, parse_json(line.decode("utf-8-sig"))
                 except UnicodeDecodeError as error:
                     problems.report("not UTF-8", where, f"not UTF-8 (byte {error.start + 1})")
+                except UnicodeEncodeError:
+                    problems.report("not UTF-8", where, "holds half a character (a lone surrogate)")
                 except json.JSONDecodeError as error:
                     problems.report("not JSON", where, f"not JSON ({error.msg}, column {error.colno})")
                 except RecursionError:

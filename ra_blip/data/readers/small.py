@@ -49,14 +49,19 @@ class SmallDataset(Dataset):
 
 
 class Grocery(SmallDataset):
-    """The public folder of the Grocery Store data set, with ``facts.json``; see :mod:`ra_blip.data.readers.grocery`."""
+    """The Grocery Store repository as cloned, or its folder ``dataset``; see :mod:`ra_blip.data.readers.grocery`."""
 
     name = "grocery"
-    files = ("classes.csv", "train.txt", "val.txt", "facts.json")
+    files = ("classes.csv", "train.txt", "val.txt")
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By its files, in the folder or in ``dataset`` below it."""
+        return super().recognises(root) or super().recognises(root / "dataset")
 
     def read(self) -> Reading:
         """With the facts that are usually asked for, and seed 0."""
-        return read_grocery(self.root)
+        return read_grocery(self.root if super().recognises(self.root) else self.root / "dataset")
 
 
 class Flags(SmallDataset):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import os
 from pathlib import Path
 
-from ra_blip.containers import WEBQA_IDS
+import numpy as np
+
+from ra_blip.containers import TSV_INDEXES, WEBQA_IDS, mark_of, row_index, row_offset, row_offsets
 from ra_blip.data.readers.layout import Unusable
+from ra_blip.errors import DataError
 
 PROBES = 8
 _ID_BYTES = 24  # enough for an id and the tab behind it
@@ -35,7 +37,7 @@ class TsvPictures:
                 (not one of this file) or ``truncated tsv`` (the file ends before the end of the row).
         """
         index = self._index
-        if not image_id.isdecimal():
+        if not (image_id.isascii() and image_id.isdecimal()):
             raise Unusable("malformed record", f"image id {image_id!r} is not a whole number")
         offset = index.offset(int(image_id))
         if offset is None:
@@ -67,44 +69,33 @@ class _Index:
         if not tsv.is_file():
             raise Unusable("missing image", f"no pictures: {tsv} is not there")
         self.size = tsv.stat().st_size
-        candidates = (tsv.with_suffix(".lineidx"), tsv.with_suffix(".lineidx.new"))
-        found = next((path for path in candidates if path.is_file()), None)
+        found = row_index(tsv)
         if found is None:
-            raise Unusable("missing lineidx", f"{candidates[0]} is not there, so that no picture in {tsv} can be found")
+            wanted = tsv.with_suffix(TSV_INDEXES[0])
+            raise Unusable("missing lineidx", f"{wanted} is not there, so that no picture in {tsv} can be found")
         self.path = found
-        self._read()
+        try:
+            self.rows = row_offsets(found, mark_of(found))
+        except DataError as error:
+            raise Unusable("wrong lineidx", str(error)) from None
+        self.starts = np.sort(list(self.rows.values()) if isinstance(self.rows, dict) else self.rows)
+        if not (isinstance(self.rows, dict) or np.array_equal(self.starts, self.rows)):
+            raise Unusable("wrong lineidx", f"{found}: the offsets do not grow; get the file again")
         self._probe(tsv)
 
     def offset(self, image_id: int) -> int | None:
         """Where the row of a picture begins; None where the index has none."""
-        if self.by_id is not None:
-            return self.by_id.get(image_id)
-        line = image_id % WEBQA_IDS
-        return self.offsets[line] if line < len(self.offsets) else None
+        return row_offset(self.rows, image_id)
 
     def end(self, offset: int) -> int:
         """Where the next row begins; for the last row the file's size, and more where the row is cut."""
-        place = bisect.bisect_right(self.offsets, offset)
-        return self.offsets[place] if place < len(self.offsets) else max(self.last_end, offset + 1)
-
-    def _read(self) -> None:
-        try:
-            lines = self.path.read_bytes().split(b"\n")
-            rows = [[int(part) for part in line.split()] for line in lines if line.strip()]
-        except ValueError as error:
-            raise Unusable("wrong lineidx", f"{self.path}: not a line index ({error})") from None
-        columns = {len(row) for row in rows}
-        self.by_id: dict[int, int] | None = {row[0]: row[1] for row in rows} if columns == {2} else None
-        self.offsets = sorted(row[-1] for row in rows)
-        ordered = self.by_id is not None or all(
-            row[0] == offset for row, offset in zip(rows, self.offsets, strict=True)
-        )
-        if columns not in ({1}, {2}) or not ordered:
-            raise Unusable("wrong lineidx", f"{self.path}: expected one growing offset, or id and offset, a line")
+        place = int(self.starts.searchsorted(offset, "right"))
+        return int(self.starts[place]) if place < len(self.starts) else max(self.last_end, offset + 1)
 
     def _probe(self, tsv: Path) -> None:
         """Look at the ids of some rows, and whether the last one is whole."""
-        rows = list(self.by_id.items()) if self.by_id is not None else list(enumerate(self.offsets))
+        by_id = isinstance(self.rows, dict)
+        rows = list(self.rows.items()) if isinstance(self.rows, dict) else list(enumerate(self.rows.tolist()))
         last = max(rows, key=lambda row: row[1])
         self.last_end = self.size
         with tsv.open("rb") as file:
@@ -114,7 +105,7 @@ class _Index:
                 file.seek(offset)
                 name = file.read(_ID_BYTES).partition(b"\t")[0]
                 found = int(name) if name.isdigit() else -1
-                if wanted != (found if self.by_id is not None or found < 0 else found % WEBQA_IDS):
+                if wanted != (found if by_id or found < 0 else found % WEBQA_IDS):
                     raise Unusable("wrong lineidx", f"{self.path} is not the index of {tsv}: byte {offset} is no row")
                 if offset == last[1]:
                     file.seek(-1, os.SEEK_END)

@@ -24,5 +24,11 @@ WORDS: dict[str, int] = {
 
 
 def number_of(word: str) -> int | None:
-    """The number that one lower-case word stands for, in letters or in digits (``007`` is 7), or None."""
-    return int(word) if word.isdecimal() else WORDS.get(word)
+    """The number that one lower-case word stands for, in letters or in digits (``007`` is 7), or None.
+
+    Thousands of digits are no number: Python refuses to read them, and the official programs end with its error.
+    """
+    try:
+        return int(word) if word.isdecimal() else WORDS.get(word)
+    except ValueError:
+        return None
