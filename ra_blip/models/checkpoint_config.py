@@ -23,6 +23,16 @@ HUGGING_FACE = {
     "hf-instructblip": "InstructBlipForConditionalGeneration",
 }
 LAVIS_LLMS = {"t5": "t5", "opt": "opt", "llm": "llama"}  # LAVIS's word -> model_type
+# What the released models are asked with: LAVIS's own defaults, the instruction alone for InstructBLIP.
+INSTRUCT = {"guide": "prompt", "beams": 5, "answer_length": 256, "min_answer_length": 1, "repetition_penalty": 1.5}
+BLIP2 = {"template": "Question: {} Short answer:", "beams": 5, "answer_length": 30, "min_answer_length": 1}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lavis-instruct": INSTRUCT,
+    "hf-instructblip": INSTRUCT,
+    "lavis-stage2": {**BLIP2, "length_penalty": -1.0},
+    "hf-blip2": {**BLIP2, "length_penalty": -1.0},
+}
+OPT_END = "Ċ"  # BLIP-2's OPT models were trained to end a caption with a new line
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -31,6 +41,7 @@ def released_config(paths: Sequence[str | Path]) -> ModelConfig:
 
     Sizes are read off the tensors. Head counts, epsilons and the language model come from ``config.json`` where a path
     is a Hugging Face folder; a LAVIS file names no language model, and its heads have BLIP-2's widths (64; ViT-g: 88).
+    Prompt and decoding are the release's. Tokenizers are named by the folder that holds them.
 
     Raises:
         CheckpointError: as :func:`ra_blip.models.checkpoints.view`; or a width is no multiple of a head's.
@@ -44,11 +55,24 @@ def released_config(paths: Sequence[str | Path]) -> ModelConfig:
         given = next((_hugging_face(found.path) for found in reversed(views) if found.layout.startswith("hf-")), None)
         config = config_of(shapes_of(views), given)
     for found in views:
-        if found.layout.startswith("hf-"):
-            _name_tokenizers(config, found.path, found.layout)
-        elif "project.weight" in found.stored and not config.generator.config:
+        config.generator = dataclasses.replace(config.generator, **SETTINGS.get(found.layout, {}))
+        if found.layout == "lavis-stage2" and found.llm == "opt":
+            config.generator.end = OPT_END
+        if "project.weight" in found.stored and not config.generator.config and found.layout.startswith("lavis-"):
             config.generator.config = {"model_type": LAVIS_LLMS[found.llm]}
+        for kind, place in tokenizer_places(found.layout, found.path).items():
+            if (place / "tokenizer_config.json").is_file():
+                setattr(config.tokenizer, kind, str(place))
     return config
+
+
+def tokenizer_places(layout: str, folder: Path) -> dict[str, Path]:
+    """Where a folder of this layout keeps the tokenizers of ``llm`` and of the Q-Former, ``text``."""
+    if layout == "native":
+        return {"llm": folder / "llm_tokenizer", "text": folder / "text_tokenizer"}
+    if layout == "hf-blip2-itm":
+        return {"text": folder}
+    return {"llm": folder, "text": folder / "qformer_tokenizer"} if layout.startswith("hf-") else {}
 
 
 def shapes_of(views: Sequence[View]) -> dict[str, tuple[int, ...]]:
@@ -127,16 +151,6 @@ def _hugging_face(folder: Path) -> Any:
         raise CheckpointError(f"{folder}/config.json: cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def _name_tokenizers(config: ModelConfig, folder: Path, layout: str) -> None:
-    if (folder / "tokenizer_config.json").is_file():
-        if layout == "hf-blip2-itm":
-            config.tokenizer.text = str(folder)
-        else:
-            config.tokenizer.llm = str(folder)
-    if (folder / "qformer_tokenizer").is_dir():
-        config.tokenizer.text = str(folder / "qformer_tokenizer")
-
-
 def hugging_face_config(layout: str, config: ModelConfig, shapes: Shapes, llm: Mapping[str, Any]) -> Any:
     """The config of the Hugging Face class that has this layout.
 
@@ -147,12 +161,10 @@ def hugging_face_config(layout: str, config: ModelConfig, shapes: Shapes, llm: M
         llm: the language model's config with its ``model_type``; empty for none.
 
     Raises:
-        CheckpointError: our model is none of theirs: another tower, or norms before attention.
+        CheckpointError: our model is none of theirs: it has another tower.
     """
     from transformers import Blip2Config, InstructBlipConfig
 
-    if config.qformer.norm_first:
-        raise CheckpointError("model.qformer.norm_first: BLIP-2's Q-Former normalises after attention, not before")
     if config.vision.config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"model.vision: BLIP-2's classes hold an {MODEL_TYPE!r}, this model has another tower")
     eva = EvaConfig(**{key: value for key, value in config.vision.config.items() if key != "model_type"})

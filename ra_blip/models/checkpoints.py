@@ -83,7 +83,8 @@ class View:
 
     Attributes:
         path, layout, count: which file, which layout, how many tensors.
-        stored: our name, below a half (whole in the layout ``native``) -> what holds it.
+        half: which half of ours its names are below; empty where they are whole names of ours.
+        stored: our name -> what holds it.
         missing: names that the layout always has, and this file has not.
         ignored: names that need no place -> why.
         unexplained: names that do not belong to the layout.
@@ -93,6 +94,7 @@ class View:
     path: Path
     layout: str
     count: int
+    half: str
     stored: dict[str, Stored]
     missing: list[str] = dataclasses.field(default_factory=list)
     ignored: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -124,9 +126,12 @@ def view(tensors: Tensors) -> View:
         layout = detect(list(entries))
     except CheckpointError as error:
         raise CheckpointError(f"{tensors.path}: {error}") from None
-    found = View(tensors.path, layout, len(entries), {})
+    found = View(tensors.path, layout, len(entries), LAYOUTS[layout].half, {})
     if layout == "native":
-        found.stored = {name: Stored("same", ({name: value},)) for name, value in entries.items()}
+        here = {name.partition(".")[0] for name in entries}.difference(["vision"])
+        found.half = next(iter(here)) if len(here) == 1 and here.issubset(HALVES) else ""  # of converted weights
+        for name, value in entries.items():
+            found.stored[name.removeprefix(f"{found.half}.")] = Stored("same", ({name: value},))
         return found
     found.llm = next((word for word in ("t5", "opt") if f"{word}_proj.weight" in entries), "llm")
     rows = table(layout, found.llm)
@@ -237,7 +242,7 @@ def _match(
     missing, wrong, used, here = [], [], set[str](), set[str]()
     groups = {group_of(name) for name in found.stored}
     for name, (tensor, names) in targets.items():
-        keys = [key for one in names if (key := _key(one, found.layout, halves))]
+        keys = [key for one in names if (key := _key(one, found.half, halves))]
         here.update(group_of(key) for key in keys)
         holding = [found.stored[key] for key in keys if key in found.stored]
         used.update(keys)
@@ -254,18 +259,19 @@ def _match(
     left = [name for name in found.stored if name not in used]
     for name in left:
         if group_of(name) not in here:
-            report.ignored.update(dict.fromkeys(found.names(name), f"the model has no {GROUPS[group_of(name)]}"))
+            what = GROUPS.get(group_of(name), group_of(name))
+            report.ignored.update(dict.fromkeys(found.names(name), f"the model has no {what}"))
     found.refuse(missing, [name for name in left if group_of(name) in here], wrong)
     return plan
 
 
-def _key(name: str, layout: str, halves: Sequence[str]) -> str:
-    """Under which of our names a view holds a model's tensor; empty where it cannot."""
+def _key(name: str, within: str, halves: Sequence[str]) -> str:
+    """Under which of our names a view of the half ``within`` holds a model's tensor; empty where it cannot."""
     if ".lora_" in name:
         return ""
     name = name.replace(".base_layer.", ".")  # a projection with adapters beside it
     half, _, rest = name.partition(".")
-    if layout == "native" or half == "vision":
+    if not within or half == "vision":
         return name
     return rest if half in halves else ""
 

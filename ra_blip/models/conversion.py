@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +12,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ra_blip.config import ModelConfig
+from ra_blip.config import ModelConfig, TokenizerConfig
 from ra_blip.errors import CheckpointError, OutputError
 from ra_blip.folders import replacing
-from ra_blip.models.checkpoint_config import LAVIS_LLMS, hugging_face_config, released_config
-from ra_blip.models.checkpoint_tables import HOW, LAYOUTS, group_of, row_of, table
+from ra_blip.models.checkpoint_config import LAVIS_LLMS, hugging_face_config, released_config, tokenizer_places
+from ra_blip.models.checkpoint_tables import GROUPS, HOW, LAYOUTS, group_of, row_of, table
 from ra_blip.models.checkpoints import Stored, View, expected, view
 from ra_blip.models.folder import FORMAT, locate, portable, unique_tensors, write_weights
 from ra_blip.models.lazy_tensors import LazyTensor, open_tensors
 from ra_blip.models.load_report import LoadReport
 from ra_blip.models.model_card import card
+from ra_blip.models.processor import load_tokenizer
+from ra_blip.models.prompt import IMAGE
 from ra_blip.models.rablip import RABlip
 
 Target = Literal["native", "lavis", "hf"]
 SHARD = "5GB"
+# What a layout may need and a file may lack as a whole -> what to do.
+PARTS = {
+    "qformer": "name its file, too",
+    "eva": "name its file, too (LAVIS: eva_vit_g.pth; another tower has no place there)",
+    "llm": "load the files with RABlip.from_pretrained(FILES, llm=...) and write that with conversion.export",
+}
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"  # a buffer that LAVIS saves; transformers no longer does
 
 
@@ -37,37 +44,38 @@ class Weights:
     Attributes:
         half: ``retriever`` or ``reader``; empty for a tower alone.
         stored: our names below the half -> tensors.
-        config: the sizes.
-        tokenizers: a folder with ``text_tokenizer`` and ``llm_tokenizer``, where there is one.
+        config: sizes and settings; its tokenizers, where they are known, by their folders.
     """
 
     half: str
     stored: dict[str, Stored]
     config: ModelConfig
-    tokenizers: Path | None = None
 
     def layout(self, to: Target) -> str:
         """The layout of that family that has a place for these weights. Raises :class:`CheckpointError`: none has."""
         groups = {group_of(name) for name in self.stored}
-        if "qformer" not in groups:
-            if to == "lavis" and "eva" in groups:
-                return "eva-vit-g"
-            raise CheckpointError(f"no Q-Former among the weights, and the layout {to!r} needs one: name its file, too")
+        if to == "lavis" and "eva" in groups and "qformer" not in groups:
+            return "eva-vit-g"
         if self.config.qformer.norm_first:
             raise CheckpointError("model.qformer.norm_first: BLIP-2's Q-Former normalises after attention, not before")
-        if self.half == "retriever":
-            return {"lavis": "lavis-stage1", "hf": "hf-blip2-itm"}[to]
-        if "text" in groups:
-            return {"lavis": "lavis-instruct", "hf": "hf-instructblip"}[to]
-        return {"lavis": "lavis-stage2", "hf": "hf-blip2"}[to]
+        kind = "retriever" if self.half == "retriever" else "instruct" if "text" in groups else "plain"
+        names = {
+            "lavis": {"retriever": "lavis-stage1", "instruct": "lavis-instruct", "plain": "lavis-stage2"},
+            "hf": {"retriever": "hf-blip2-itm", "instruct": "hf-instructblip", "plain": "hf-blip2"},
+        }
+        layout = names[to][kind]
+        for part in PARTS:
+            if part in LAYOUTS[layout].needs and part not in groups:
+                raise CheckpointError(f"no {GROUPS[part]} among the weights, and {layout} needs one: {PARTS[part]}")
+        return layout
 
 
 def convert(paths: Sequence[str | Path], out: str | Path, to: Target, half: str | None = None) -> LoadReport:
     """Write checkpoints in another layout.
 
     What has no place there is left out, and the report names it: of a model of ours fusion, heads and ranker, since the
-    others hold one half. Tensors keep their number format. A result in our layout is a folder of weights to start a
-    model from, not a whole model.
+    others hold one half. Tensors keep their number format. A result in our layout holds what was read and no more;
+    ``RABlip.from_pretrained`` makes a model of it as it does of what was converted.
 
     Args:
         paths: one checkpoint, or several that complete each other; later ones win.
@@ -110,17 +118,17 @@ def export(model: RABlip, out: str | Path, to: Target = "hf", half: str = "reade
         raise CheckpointError("the language model has low-rank adapters, which no other layout holds; merge them first")
     stored = {name: Stored("same", ({name: LazyTensor.of(value.detach())},)) for name, value in tensors.items()}
     report = LoadReport(sources=[("model", "native", len(tensors))])
-    given = _merged([View(Path("model"), "native", len(tensors), stored)], half, portable(model), report)
+    given = _merged([View(Path("model"), "native", len(tensors), "", stored)], half, portable(model), report)
     with tempfile.TemporaryDirectory() as folder:
         model.processor.save(Path(folder))
-        given.tokenizers = Path(folder)
+        given.config.tokenizer = TokenizerConfig(text=f"{folder}/text_tokenizer", llm=f"{folder}/llm_tokenizer")
         return _write(given, Path(out), to, report)
 
 
 def _merged(views: Sequence[View], half: str | None, config: ModelConfig, report: LoadReport) -> Weights:
     """The weights of one half out of all checkpoints; what belongs to the other half is reported."""
-    fills = [LAYOUTS[found.layout].half for found in views]
-    ours = {name.partition(".")[0] for found in views if found.layout == "native" for name in found.stored}
+    fills = [found.half for found in views]
+    ours = {name.partition(".")[0] for found in views if not found.half for name in found.stored}
     chosen = half or next((one for one in reversed(fills) if one), None) or ("reader" if "reader" in ours else "")
     chosen = chosen or ("retriever" if "retriever" in ours else "")
     merged = Weights(chosen, {}, config)
@@ -129,14 +137,12 @@ def _merged(views: Sequence[View], half: str | None, config: ModelConfig, report
             if problem := stored.disagreement():
                 raise CheckpointError(f"{found.path}: {problem}")
             first, _, rest = name.partition(".")
-            if found.layout != "native" or first == "vision":
+            if found.half or first == "vision":
                 merged.stored[name] = stored
             elif first == chosen:
                 merged.stored[rest] = stored
             else:
                 report.ignored[name] = f"not part of the {chosen}"
-        if (found.path / "llm_tokenizer").is_dir() and (found.path / "text_tokenizer").is_dir():
-            merged.tokenizers = found.path
     return merged
 
 
@@ -160,6 +166,7 @@ def _write(given: Weights, out: Path, to: Target, report: LoadReport) -> LoadRep
 
 def _native(given: Weights, report: LoadReport) -> dict[str, Tensor]:
     """Our names, whole."""
+    seen: set[int] = set()
     groups = {g for one in LAYOUTS.values() if one.half in (given.half, "") for g in (*one.needs, *one.may)}
     tensors = {}
     for name, stored in given.stored.items():
@@ -167,7 +174,11 @@ def _native(given: Weights, report: LoadReport) -> dict[str, Tensor]:
             report.ignored[name] = f"no place in the {given.half}"
             continue
         whole = name if name.startswith("vision.") else f"{given.half}.{name}"
-        tensors[whole] = stored.read().contiguous()
+        value = stored.read().contiguous()
+        if (memory := value.untyped_storage().data_ptr()) in seen:  # tied in a PyTorch file; safetensors share nothing
+            value = value.clone()
+        seen.add(memory)
+        tensors[whole] = value
         report.loaded.append(whole)
     return tensors
 
@@ -214,8 +225,10 @@ def _write_pickle(out: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_native(folder: Path, name: str, given: Weights, tensors: dict[str, Tensor]) -> None:
     parts = sorted({key.partition(".")[0] for key in tensors})
-    config = {"format": FORMAT, "partial": parts, "model": dataclasses.asdict(given.config)}
+    portable = dataclasses.replace(given.config, tokenizer=TokenizerConfig())
+    config = {"format": FORMAT, "partial": parts, "model": dataclasses.asdict(portable)}
     write_weights(folder, tensors, config)
+    _write_tokenizers(folder, "native", given.config)
     (folder / "README.md").write_text(card(name, config, tensors), encoding="utf-8")
 
 
@@ -225,11 +238,18 @@ def _write_hf(folder: Path, given: Weights, tensors: dict[str, Tensor]) -> None:
     llm: dict[str, Any] = given.config.generator.config if any(_llm(name) for name in given.stored) else {}
     shapes = {name: stored.shape for name, stored in given.stored.items()}
     config = hugging_face_config(given.layout("hf"), given.config, shapes, llm)
+    if given.config.tokenizer.llm:  # without it the class cannot tell where in a prompt the picture stands
+        image = load_tokenizer(given.config.tokenizer.llm).get_vocab().get(IMAGE)
+        config.image_token_index = image if image is not None and image < config.text_config.vocab_size else None
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    if given.tokenizers is not None:
-        shutil.copytree(given.tokenizers / "llm_tokenizer", folder, dirs_exist_ok=True)
-        shutil.copytree(given.tokenizers / "text_tokenizer", folder / "qformer_tokenizer")
+    _write_tokenizers(folder, given.layout("hf"), given.config)
+
+
+def _write_tokenizers(folder: Path, layout: str, config: ModelConfig) -> None:
+    for kind, place in tokenizer_places(layout, folder).items():
+        if name := getattr(config.tokenizer, kind):
+            load_tokenizer(name).save_pretrained(place)
 
 
 def _llm(name: str) -> bool:

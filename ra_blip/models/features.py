@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -161,7 +160,8 @@ def _mapped(shard: Path, mark: Mark | None) -> np.ndarray:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file beside its place, then rename it there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as out:
+    """Write a file beside its place, then rename it there; its permissions are those of any new file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as out:
         write(out)
-    os.replace(out.name, path)
+    os.replace(part, path)

@@ -82,7 +82,7 @@ def tied_names(model: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
     first: dict[tuple[int, torch.Size], str] = {}
     found: dict[str, tuple[Tensor, list[str]]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        known = first.setdefault((value.data_ptr(), value.shape), name) if value.data_ptr() else name
+        known = first.setdefault((value.data_ptr() or id(value), value.shape), name)
         found.setdefault(known, (value, []))[1].append(name)
     return found
 
@@ -116,6 +116,25 @@ def read_config(folder: Path) -> ModelConfig:
     return _parse(folder)[0]
 
 
+def names_of(folder: Path) -> set[str] | None:
+    """The tensors that a model folder has by its configuration, which is built without values.
+
+    None where that does not say: of converted weights, and where a part is kept elsewhere.
+
+    Raises:
+        CheckpointError: configuration or tokenizers cannot be read.
+    """
+    from ra_blip.models.processor import Processor
+    from ra_blip.models.rablip import RABlip
+
+    config, references, partial = _parse(folder)
+    if references or partial:
+        return None
+    processor = Processor.load(config, folder)
+    with torch.device("meta"):
+        return set(unique_tensors(RABlip(config, processor)))
+
+
 def read_folder(folder: Path) -> tuple[ModelConfig, Weights]:
     """Config and weights of a model folder; the weights' values are read later.
 
@@ -125,7 +144,8 @@ def read_folder(folder: Path) -> tuple[ModelConfig, Weights]:
     config, references, partial = _parse(folder)
     if partial:
         raise CheckpointError(
-            f"{folder}: holds converted weights of {', '.join(partial)} alone; a model starts from them with load_into"
+            f"{folder}: holds converted weights of {', '.join(partial)} alone; RABlip.from_pretrained and "
+            "save_pretrained make a model folder of them"
         )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: not a model folder, {WEIGHTS} is missing")

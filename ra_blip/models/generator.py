@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from ra_blip.errors import ConfigError
 from ra_blip.models.from_scratch import CopyHead, LocalMixing
 from ra_blip.models.llm import build_llm
 from ra_blip.models.lora import add_lora
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (B, A, V) logits with (B, A) labels -> (B, A), 0 where the label is -100."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
 
 
 class Generator(nn.Module):
@@ -42,6 +48,13 @@ class Generator(nn.Module):
             self.llm.lm_head = self.copy_head
         if config.lora.rank:
             add_lora(self.llm, config.lora)
+
+    def train(self, mode: bool = True) -> Generator:
+        """As usual, but a frozen LLM stays in evaluation mode, whatever is trained beside it: no dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.llm.parameters()):
+            self.llm.eval()
+        return self
 
     def adapt(self, config: LoraConfig) -> None:
         """Put low-rank adapters into an LLM that has none yet, and keep that in the config. Raises as ``add_lora``."""
@@ -80,18 +93,20 @@ class Generator(nn.Module):
         Returns:
             (B, A) loss per token, zero where the label is -100.
         """
-        logits = self.answer_logits(states, mask, source, labels)
-        return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        return token_losses(self.answer_logits(states, mask, source, labels), labels)
 
     def answer_logits(self, states: Tensor, mask: Tensor, source: Tensor, labels: Tensor) -> Tensor:
         """Teacher-forced logits (B, A, V) float32; arguments as :meth:`token_losses`."""
         inputs = self.llm.prepare_decoder_input_ids_from_labels(labels=labels)
         return self._decode(states, mask, source, inputs)
 
-    def first_logits(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-        """Logits of the first answer token, (B, V) float32."""
+    def first_logits(self, states: Tensor, mask: Tensor, source: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+        """Logits of the first answer token, (B, V) float32; of ``tokens`` alone, in that order, where they are given.
+
+        Then a plain output layer computes no others, which saves most of a step with a large vocabulary.
+        """
         start = torch.full((len(states), 1), self.llm.config.decoder_start_token_id, device=states.device)
-        return self._decode(states, mask, source, start)[:, 0]
+        return self._decode(states, mask, source, start, tokens)[:, 0]
 
     def generate(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
         """Decode answers, (B, A') token ids."""
@@ -117,10 +132,31 @@ class Generator(nn.Module):
             **({"min_new_tokens": c.min_answer_length} if c.min_answer_length else {}),
         }
 
-    def _decode(self, states: Tensor, mask: Tensor, source: Tensor, inputs: Tensor) -> Tensor:
+    def _decode(
+        self, states: Tensor, mask: Tensor, source: Tensor, inputs: Tensor, tokens: Sequence[int] | None = None
+    ) -> Tensor:
         with self._reading(states, mask, source):
-            out = self.llm(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs, use_cache=False)
-        return out.logits.float()  # type: ignore[no-any-return]
+            given = {"encoder_outputs": (states,), "attention_mask": mask, "decoder_input_ids": inputs}
+            return self._logits_of(tokens, given).float()
+
+    def _logits_of(self, tokens: Sequence[int] | None, given: dict[str, Any]) -> Tensor:
+        """The LLM's logits for its arguments, of ``tokens`` alone where they are given.
+
+        A plain output layer is then called with those rows of its matrix; another one (a copy head, whose shares are
+        of the whole vocabulary, or one with adapters) computes all.
+        """
+        if tokens is None:
+            return self.llm(**given, use_cache=False).logits  # type: ignore[no-any-return]
+        head, wanted = self.llm.get_output_embeddings(), list(tokens)
+        if type(head) is not nn.Linear:
+            return self.llm(**given, use_cache=False).logits[..., wanted]  # type: ignore[no-any-return]
+        place = next(name for name, module in self.llm.named_modules() if module is head)
+        rows = {f"{place}.{name}": value[wanted] for name, value in head.named_parameters()}
+        bias = getattr(self.llm, "final_logits_bias", None)  # BART's, (1, V)
+        rows |= {} if bias is None else {"final_logits_bias": bias[:, wanted]}
+        arguments = {**given, "use_cache": False}
+        out = torch.func.functional_call(self.llm, rows, kwargs=arguments, tie_weights=False)
+        return out.logits  # type: ignore[no-any-return]
 
     def _reading(self, states: Tensor, mask: Tensor, source: Tensor) -> contextlib.AbstractContextManager[None]:
         if self.copy_head is None:
@@ -159,10 +195,10 @@ class CausalGenerator(Generator):
         rows = (at - 1 - first)[..., None].expand(-1, -1, logits.shape[-1])
         return logits.gather(1, rows).float()
 
-    def first_logits(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-        """Logits of the first answer token, (B, V) float32; ``source`` is not read."""
+    def first_logits(self, states: Tensor, mask: Tensor, source: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+        """As of a seq2seq LLM; ``source`` is not read."""
         last, row = (mask.sum(-1) - 1).unique(return_inverse=True)
-        logits = self._logits(states, mask, last)
+        logits = self._logits(states, mask, last, tokens)
         return logits[torch.arange(len(row), device=row.device), row].float()
 
     def generate(self, states: Tensor, mask: Tensor, source: Tensor) -> Tensor:
@@ -182,10 +218,9 @@ class CausalGenerator(Generator):
         """As of a seq2seq LLM, with the ids that end and fill an answer, which causal LLMs do not agree upon."""
         return {**super().decoding(), "eos_token_id": self.eos, "pad_token_id": self.pad}
 
-    def _logits(self, embeds: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+    def _logits(self, embeds: Tensor, mask: Tensor, keep: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
         """Logits at the positions ``keep`` only, (B, K, V): a large vocabulary at every position fills the memory."""
-        out = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=keep)
-        return out.logits  # type: ignore[no-any-return]
+        return self._logits_of(tokens, {"inputs_embeds": embeds, "attention_mask": mask, "logits_to_keep": keep})
 
 
 def build_generator(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ra_blip.models.checkpoint_tables import GROUPS, LAYOUTS, group_of
 from ra_blip.models.checkpoints import View, view
-from ra_blip.models.folder import locate
+from ra_blip.models.folder import locate, names_of
 from ra_blip.models.lazy_tensors import Tensors, open_tensors
 from ra_blip.models.load_report import shapes_in_short
 
@@ -22,7 +22,7 @@ class Inspection:
     Attributes:
         tensors: names, shapes, formats as they stand there.
         view: the same under our names, with what is missing and what nobody can explain.
-        parameters: weights in it, one that stands there twice counted once.
+        parameters: numbers in its weights, one that stands there twice counted once.
     """
 
     tensors: Tensors
@@ -62,5 +62,9 @@ def inspect(path: str | Path) -> Inspection:
     """Look at a checkpoint. Raises :class:`CheckpointError`: it is damaged, or of no layout that is known."""
     tensors = open_tensors(locate(path))
     found = view(tensors)
-    parameters = sum(math.prod(stored.shape) for stored in found.stored.values())
+    if found.layout == "native" and found.path.is_dir() and (wanted := names_of(found.path)) is not None:
+        found.missing = sorted(wanted - tensors.entries.keys())
+        found.unexplained = sorted(tensors.entries.keys() - wanted)
+    weights = [part for stored in found.stored.values() for part in stored.choices[0].values()]
+    parameters = sum(math.prod(weight.shape) for weight in weights if "int" not in weight.dtype)  # not counters
     return Inspection(tensors, found, parameters)

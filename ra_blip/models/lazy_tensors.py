@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -70,7 +71,8 @@ def open_tensors(path: str | Path) -> Tensors:
 
 
 def _open_file(path: Path) -> dict[str, LazyTensor]:
-    entries = _open_pickle(path) if path.suffix in PICKLES else _open_safetensors(path)
+    pickled = path.suffix in PICKLES or zipfile.is_zipfile(path)
+    entries = _open_pickle(path) if pickled else _open_safetensors(path)
     if not entries:
         raise CheckpointError(f"{path}: holds no tensors")
     if all(name.startswith("module.") for name in entries):  # saved out of a data-parallel wrapper
@@ -138,9 +140,11 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
             warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error anyway
             loaded = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # what a foreign or damaged file raises in there is not foreseeable
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = re.search(r"GLOBAL \S+|Unsupported operand \d+", str(error))  # for what there is no place in weights
+        said = asked[0] if asked else (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = said.partition(". ")[0]  # what follows is advice, some of it on how to run the code after all
         raise CheckpointError(
-            f"{path}: not a whole PyTorch file of nothing but tensors; nothing in it was executed ({first[:200]})"
+            f"{path}: not a whole PyTorch file of nothing but tensors; nothing in it was executed ({reason[:200]})"
         ) from None
     weights = loaded
     while isinstance(weights, dict) and not any(isinstance(value, Tensor) for value in weights.values()):

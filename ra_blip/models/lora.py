@@ -30,9 +30,10 @@ def add_lora(llm: Any, config: LoraConfig) -> None:
         import peft
     except ImportError:
         raise MissingExtra("peft", "peft") from None
+    alpha: Any = config.alpha  # peft writes int, and divides it by the rank
     wanted = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets) or None,
     )

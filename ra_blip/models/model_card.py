@@ -35,12 +35,9 @@ def card(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         f"The weights of `model.{section}` are `{one['name']}`'s (sha256 {one['sha256'][:16]}...), not stored here."
         for section, one in config.get("references", {}).items()
     ]
-    partial = config.get("partial")
-    use = (
-        ["Converted weights, to start a model from: `ra_blip.models.checkpoints.load_into(model, [FOLDER])`."]
-        if partial
-        else ["```python", "from ra_blip import RABlip", "", "model = RABlip.from_pretrained(FOLDER)", "```"]
-    )
+    use = ["```python", "from ra_blip import RABlip", "", "model = RABlip.from_pretrained(FOLDER)", "```"]
+    if config.get("partial"):
+        use += ["", "Converted weights: other parts start untrained, and what `FOLDER` has no files of must be given."]
     head = ["---", "library_name: ra-blip", "pipeline_tag: visual-question-answering", "---", "", f"# {name}", ""]
     about = ["RA-BLIP: answers questions about pictures and texts with retrieved knowledge.", ""]
     table = ["| part | stored parameters |", "|---|---|", *rows, ""]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
-from ra_blip.images import JPEG, open_image, opened, read_picture, resize, upright
+from ra_blip.images import JPEG, open_image, opened, read_picture, resize, simplejpeg, upright
 
 Pixels = npt.NDArray[np.uint8]
 Quality = Literal["exact", "fast", "fastest"]
@@ -52,8 +52,9 @@ def _fast(name: str, size: int) -> Pixels:
 
 
 def _fastest(name: str, size: int) -> Pixels:
-    simplejpeg = _simplejpeg()
-    if simplejpeg is None:
+    decoder = simplejpeg()
+    if decoder is None:
+        _say_once()
         return _fast(name, size)
     data = read_picture(name)
     with opened(data, name) as image:
@@ -65,7 +66,7 @@ def _fastest(name: str, size: int) -> Pixels:
         # Pillow's choice of the scale: simplejpeg would also take three quarters and the like
         scale = round(width / image.width)
         least = {"min_width": -(-width // scale), "min_height": -(-height // scale)}
-        return _squeeze(simplejpeg.decode_jpeg(data, "RGB", strict=True, **least), size)
+        return _squeeze(decoder.decode_jpeg(data, "RGB", strict=True, **least), size)
 
 
 def _squeeze(image: Pixels, size: int) -> Pixels:
@@ -76,13 +77,8 @@ def _squeeze(image: Pixels, size: int) -> Pixels:
 
 
 @functools.cache
-def _simplejpeg() -> Any:
-    try:
-        import simplejpeg
-    except ImportError:
-        print("ra-blip: decoding 'fast', not 'fastest': pip install 'ra-blip[fast]' brings simplejpeg", file=sys.stderr)
-        return None
-    return simplejpeg
+def _say_once() -> None:
+    print("ra-blip: decoding 'fast', not 'fastest': pip install 'ra-blip[fast]' brings simplejpeg", file=sys.stderr)
 
 
 QUALITIES: dict[str, Callable[[str, int], Pixels]] = {"exact": _exact, "fast": _fast, "fastest": _fastest}

@@ -20,7 +20,7 @@ from ra_blip.containers import stamp
 from ra_blip.errors import CheckpointError, ConfigError
 from ra_blip.models.llm import llm_config
 from ra_blip.models.pixels import pixels
-from ra_blip.models.prompt import IMAGE, LABELS, LAYOUTS, Prompt, ask
+from ra_blip.models.prompt import IMAGE, LABELS, LAYOUTS, YES_NO, Prompt, ask
 from ra_blip.models.reader import PromptBatch, Read
 from ra_blip.records import Item, Question
 
@@ -59,18 +59,19 @@ class Processor:
         """
         wanted = config.tokenizer
         if wanted.text and wanted.llm:
-            return cls(config, _load(wanted.text), _load(wanted.llm))
+            return cls(config, load_tokenizer(wanted.text), load_tokenizer(wanted.llm))
         if texts is None:
             raise CheckpointError("model.tokenizer: give 'text' and 'llm', or a data source with texts to train on")
         words = list(texts)
-        text = _load(wanted.text) if wanted.text else train_tokenizer(words, wanted.vocabulary, "bert")
-        llm = _load(wanted.llm) if wanted.llm else train_tokenizer(words, wanted.vocabulary, "t5")
+        text = load_tokenizer(wanted.text) if wanted.text else train_tokenizer(words, wanted.vocabulary, "bert")
+        llm = load_tokenizer(wanted.llm) if wanted.llm else train_tokenizer(words, wanted.vocabulary, "t5")
         return cls(config, text, llm)
 
     @classmethod
     def load(cls, config: ModelConfig, folder: Path) -> Processor:
         """From a model folder. Raises :class:`CheckpointError` where its tokenizers are missing."""
-        return cls(config, _load(str(folder / "text_tokenizer")), _load(str(folder / "llm_tokenizer")))
+        text, llm = (load_tokenizer(str(folder / f"{kind}_tokenizer")) for kind in ("text", "llm"))
+        return cls(config, text, llm)
 
     def save(self, folder: Path) -> None:
         """Both tokenizers, as Hugging Face folders."""
@@ -92,6 +93,14 @@ class Processor:
     def label_ids(self) -> list[int]:
         """The token that each reference's letter is answered with."""
         return [self.llm(self._blank + label, add_special_tokens=False).input_ids[-1] for label in LABELS]
+
+    @cached_property
+    def yes_no_ids(self) -> tuple[int, int]:
+        """The first tokens of Yes and No. Raises :class:`ConfigError` where they are one and the same."""
+        yes, no = self.first_tokens(YES_NO).tolist()
+        if yes == no:
+            raise ConfigError("the LLM's tokenizer begins Yes and No with one token: relevance cannot be read off it")
+        return yes, no
 
     @cached_property
     def _blank(self) -> str:
@@ -209,7 +218,8 @@ def _cut(item: Item, tokenizer: Any, budget: int) -> Item:
     return dataclasses.replace(item, title=None, text=words[: offsets[budget - 1][1]])
 
 
-def _load(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
+    """A Hugging Face tokenizer by name or folder. Raises :class:`CheckpointError`."""
     from transformers import AutoTokenizer
 
     try:

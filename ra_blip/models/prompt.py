@@ -12,6 +12,7 @@ Two layouts:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -106,7 +107,24 @@ def select_task(question: str) -> str:
     return f"{question} Which item is related to this question?"
 
 
-TASKS: dict[str, Callable[[str], str]] = {"answer": answer_task, "select": select_task}
+YES_NO = ("Yes", "No")
+SHOWN = {"text": "text", "image": "picture", "image+text": "picture, with its caption,"}
+
+
+def relevance_task(item: Item) -> str:
+    """The task that asks for Yes or No to one item; what it asks depends on the item's kind."""
+    return f"relevance of {item.kind}"
+
+
+def _relevance(question: str, shown: str) -> str:
+    return f"{question} Is this {shown} relevant to the question? Answer {YES_NO[0]} or {YES_NO[1]}."
+
+
+TASKS: dict[str, Callable[[str], str]] = {
+    "answer": answer_task,
+    "select": select_task,
+    **{f"relevance of {kind}": functools.partial(_relevance, shown=shown) for kind, shown in SHOWN.items()},
+}
 
 
 def ask(task: str, question: str, template: str = "{}") -> str:

@@ -5,11 +5,10 @@ Source: Li et al. 2023 (BLIP-2), Dai et al. 2023 (InstructBLIP); one set of quer
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +30,11 @@ Mode = Literal["image", "text", "instruct", "match", "generate"]
 TextUse = Literal["states", "guide", "none"]
 
 
-@dataclasses.dataclass
-class QFormerOutput:
-    """States after the last layer: ``queries`` (B, Q, D) and ``text`` (B, L, D); None for a part that is not there."""
+class QFormerOutput(NamedTuple):
+    """States after the last layer: ``queries`` (B, Q, D) and ``text`` (B, L, D); None for a part that is not there.
+
+    A tuple, since sharded training looks for tensors in what a module returns.
+    """
 
     queries: Tensor | None
     text: Tensor | None

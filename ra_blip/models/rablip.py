@@ -22,7 +22,7 @@ from ra_blip.models.generator import build_generator
 from ra_blip.models.llm import DTYPES
 from ra_blip.models.load_report import LoadReport
 from ra_blip.models.processor import Processor
-from ra_blip.models.prompt import LABELS
+from ra_blip.models.prompt import LABELS, Prompt, relevance_task
 from ra_blip.models.ranker import Ranker
 from ra_blip.models.reader import PromptBatch, Reader
 from ra_blip.models.vision import VisionTower
@@ -31,11 +31,13 @@ from ra_blip.records import Item, Question
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """An answer, the prompt that it was given to, and the decoding options that it was made with."""
+    """An answer, the prompt that it was given to, the decoding options, how many tokens both have, and a remark."""
 
     answer: str
     prompt: str
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 def _preprocessing(vision: VisionConfig) -> list[Any]:
@@ -47,6 +49,13 @@ def _preprocessing(vision: VisionConfig) -> list[Any]:
 def guided_text(question: Question, item: Item) -> str:
     """What a candidate is encoded with when the question guides the reading of its picture; a text stands alone."""
     return f"{question.text} {item.full_text}".strip() if item.image else item.full_text
+
+
+def _matched(question: Question, item: Item) -> tuple[str, str] | None:
+    """The picture and the words that matching compares; None where one of them is missing."""
+    if question.image and item.full_text:
+        return question.image, item.full_text
+    return (item.image, question.text) if item.image else None
 
 
 class RABlip(nn.Module):
@@ -260,6 +269,50 @@ class RABlip(nn.Module):
         return out
 
     @torch.inference_mode()
+    def match(self, questions: Sequence[Question], items: Sequence[Item], batch_size: int = 64) -> Tensor:
+        """P(picture and words belong together) of zipped pairs -> (B,), by the image-text matching head.
+
+        A question's picture is matched with the item's words, else the item's picture with the question's words. Where
+        there is no such pair the head has nothing to say: 0.5.
+        """
+        out = torch.full((len(items),), 0.5)
+        pairs = [_matched(question, item) for question, item in zip(questions, items, strict=True)]
+        rows = sorted((i for i, pair in enumerate(pairs) if pair is not None), key=lambda i: len(str(pairs[i])))
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            images, texts = zip(*(pair for i in part if (pair := pairs[i]) is not None), strict=True)
+            text, mask = (ids.to(self.device) for ids in self.processor.texts(texts))
+            pooled = self.retriever.fused(self.retriever.kv(self.image_features(images)), text, mask)
+            out[part] = self.retriever.itm_head(pooled).softmax(-1)[:, 1].float().cpu()
+        return out
+
+    @torch.inference_mode()
+    def yes_no(self, questions: Sequence[Question], items: Sequence[Item]) -> Tensor:
+        """P(Yes) of zipped (question, item) pairs -> (B,): is this item relevant to the question? All in one batch.
+
+        The softmax over the Yes and No logits of the first answer token, that is the sigmoid of their difference
+        (RagVL); no other logit is computed.
+        """
+        if not items:
+            return torch.zeros(0)
+        asked = zip(questions, items, strict=True)
+        batch, features = self._tokenised([self.processor.prompt(relevance_task(i), q, [i]) for q, i in asked])
+        states, source = self.reader.prompt_states(features, batch)
+        logits = self.reader.generator.first_logits(states, batch.mask, source, self.processor.yes_no_ids)
+        return logits.softmax(-1)[:, 0].cpu()
+
+    @property
+    def says_yes_no(self) -> bool:
+        """Whether :meth:`yes_no` means anything: after the stage ``rerank``, or with a generator not from scratch."""
+        scratch = dataclasses.astuple(self.config.generator.from_scratch)
+        return self.threshold is not None or not any(scratch)
+
+    @property
+    def threshold(self) -> float | None:
+        """From which P(Yes) on an item is relevant, as the stage ``rerank`` measured it; None where it was not run."""
+        return self.config.generator.threshold
+
+    @torch.inference_mode()
     def select(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> list[list[float]]:
         """ASKG: which item is related to the question? One probability per item, summing to one; [] without items."""
         rows = [i for i, items in enumerate(knowledge) if items]
@@ -278,9 +331,17 @@ class RABlip(nn.Module):
         prompts = [self.processor.prompt("answer", q, items) for q, items in zip(questions, knowledge, strict=True)]
         states, batch, source = self._read("answer", questions, knowledge)
         generator = self.reader.generator
-        answers = self.processor.decode(generator.generate(states, batch.mask, source))
-        made = generator.decoding()
-        return [Generation(answer, prompt.text, made) for answer, prompt in zip(answers, prompts, strict=True)]
+        ids = generator.generate(states, batch.mask, source)
+        made, lengths = generator.decoding(), ((ids != generator.pad).sum(-1).tolist(), batch.mask.sum(-1).tolist())
+        return [
+            Generation(answer, prompt.text, made, {"prompt": int(read), "answer": int(said)})
+            for answer, prompt, said, read in zip(self.processor.decode(ids), prompts, *lengths, strict=True)
+        ]
+
+    def item_tokens(self, item: Item) -> int:
+        """Positions that an item takes in a prompt: the tokens of its words and the soft tokens of its picture."""
+        words = self.processor.llm(item.full_text, add_special_tokens=False)["input_ids"]
+        return len(words) + (self.config.qformer.queries if item.image else 0)
 
     def _read(
         self, task: str, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]
@@ -293,6 +354,9 @@ class RABlip(nn.Module):
         self, task: str, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]
     ) -> tuple[PromptBatch, Tensor | None]:
         prompts = [self.processor.prompt(task, q, items) for q, items in zip(questions, knowledge, strict=True)]
+        return self._tokenised(prompts)
+
+    def _tokenised(self, prompts: Sequence[Prompt]) -> tuple[PromptBatch, Tensor | None]:
         pictures: dict[str, int] = {}
         batch = self.processor.prompts(prompts, pictures).to(self.device)
         return batch, self.image_features(list(pictures)) if pictures else None

@@ -21,26 +21,19 @@ from ra_blip.models.folder import locate
 from ra_blip.models.lazy_tensors import open_tensors
 from ra_blip.models.llm import llm_config
 from ra_blip.models.presets import PRESETS, Preset
-from ra_blip.models.processor import Processor
+from ra_blip.models.processor import Processor, load_tokenizer
 from ra_blip.models.rablip import RABlip
 
 BERT = "google-bert/bert-base-uncased"  # the tokenizer of every released Q-Former
 EXACT = PrecisionConfig(features="fp32")
-# What the released models are asked with: LAVIS's own defaults, the instruction alone for InstructBLIP.
-INSTRUCT = {"guide": "prompt", "beams": 5, "answer_length": 256, "min_answer_length": 1, "repetition_penalty": 1.5}
-BLIP2 = {"template": "Question: {} Short answer:", "beams": 5, "answer_length": 30, "min_answer_length": 1}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "lavis-instruct": INSTRUCT,
-    "hf-instructblip": INSTRUCT,
-    "lavis-stage2": {**BLIP2, "length_penalty": -1.0},
-    "hf-blip2": {**BLIP2, "length_penalty": -1.0},
-}
 VICUNA_BEGIN = "</s>"  # trained with the end token in the place of the begin token
-OPT_END = "Ċ"  # BLIP-2's OPT models were trained to end a caption with a new line
 
 
 def is_released(source: str | Path) -> bool:
-    """Whether it is a preset's name, a checkpoint file or a Hugging Face folder; raises as ``locate``."""
+    """Whether it is a preset's name, a checkpoint file, a Hugging Face folder or converted weights.
+
+    Raises as :func:`ra_blip.models.folder.locate`.
+    """
     if str(source) in PRESETS:
         return True
     place = locate(source)
@@ -50,7 +43,7 @@ def is_released(source: str | Path) -> bool:
         value = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(value, dict) and value.get("model_type") in ("blip-2", "instructblip")
+    return isinstance(value, dict) and (value.get("model_type") in ("blip-2", "instructblip") or "partial" in value)
 
 
 def load_released(
@@ -67,8 +60,9 @@ def load_released(
     starts from one fixed seed, so that an index built with one load fits the next.
 
     Args:
-        source: a Hugging Face folder or hub id of BLIP-2 or InstructBLIP; LAVIS files, each over the ones before it
-            (``eva_vit_g.pth`` among them); or a name in :data:`ra_blip.models.presets.PRESETS`.
+        source: a Hugging Face folder or hub id of BLIP-2 or InstructBLIP, or what ``convert`` made of one; LAVIS
+            files, each over the ones before it (``eva_vit_g.pth`` among them); or a name in
+            :data:`ra_blip.models.presets.PRESETS`.
         checkpoint: a preset's files, or the folder that holds them; its hub id where there are none.
         llm: name or folder of the language model, for LAVIS files, which hold none.
         text_tokenizer: name or folder of the Q-Former's tokenizer, BERT's where the folder has none.
@@ -83,17 +77,16 @@ def load_released(
     paths = _files_of(preset, checkpoint) if preset else [locate(path) for path in given]
     config = released_config(paths)
     config.precision = dataclasses.replace(precision or (preset.config.precision if preset else EXACT))
-    views = [view(open_tensors(path)) for path in paths]
-    if not any(name.startswith("vision.model.") for found in views for name in found.stored):
+    stored = {name for path in paths for name in view(open_tensors(path)).stored}
+    if not any(name.startswith("vision.model.") for name in stored):
         raise CheckpointError(f"{paths[-1]}: no vision tower in it; give its file, too (LAVIS: eva_vit_g.pth)")
-    layouts = [found.layout for found in views]
-    if not {"hf-blip2", "hf-instructblip"}.intersection(layouts):
+    if not any(name.startswith("generator.llm.") for name in stored):
         _name_llm(config, llm or (preset.llm if preset else None), paths)
-    config.tokenizer.text = text_tokenizer or config.tokenizer.text or BERT
-    for layout in layouts:
-        config.generator = dataclasses.replace(config.generator, **SETTINGS.get(layout, {}))
+    if not config.tokenizer.llm:
+        raise CheckpointError(f"{paths[-1]}: no tokenizer of the language model in it; save that into the folder")
+    config.tokenizer.text = text_tokenizer or config.tokenizer.text or _bert(paths)
     processor = Processor.build(config)
-    _match_tokens(config, layouts, processor.llm)
+    _match_tokens(config, processor.llm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = RABlip(config, processor, features)
@@ -115,23 +108,34 @@ def _files_of(preset: Preset, given: Sequence[str | Path]) -> list[Path]:
 
 
 def _name_llm(config: ModelConfig, llm: str | None, paths: Sequence[Path]) -> None:
-    """The language model that a LAVIS file was trained with, from its own place."""
+    """The language model that a file without one was trained with, from its own place."""
     if llm is None:
-        raise CheckpointError(f"{paths[-1]}: a LAVIS file holds no language model; give its name or folder as llm=")
+        raise CheckpointError(f"{paths[-1]}: no language model in it; give its name or folder as llm=")
     config.generator.name, config.generator.config = llm, {}
     if getattr(llm_config(config.generator), "is_gated_act", False):
         config.generator.config = {"dense_act_fn": "gelu"}  # LAVIS runs Flan-T5 with the exact GELU
     config.tokenizer.llm = llm
 
 
-def _match_tokens(config: ModelConfig, layouts: Sequence[str], tokenizer: Any) -> None:
+def _bert(paths: Sequence[Path]) -> str:
+    """The tokenizer of the released Q-Formers. Raises :class:`CheckpointError`: it is not to be had."""
+    try:
+        load_tokenizer(BERT)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{paths[-1]}: no tokenizer of its Q-Former in it; give one as text_tokenizer=, or put one into the "
+            f"subfolder qformer_tokenizer, text_tokenizer in a folder of ours ({error})"
+        ) from None
+    return BERT
+
+
+def _match_tokens(config: ModelConfig, tokenizer: Any) -> None:
     """Begin and end tokens as in training, whatever the tokenizer of today says."""
     llm = llm_config(config.generator)
     if llm.is_encoder_decoder:
         return
     if llm.model_type == "llama":
         config.generator.begin = VICUNA_BEGIN
-    if "lavis-stage2" in layouts and llm.model_type == "opt":
-        config.generator.end = OPT_END
-    elif not config.generator.name and isinstance(llm.eos_token_id, int):  # a Hugging Face folder's config says
+    named = config.generator.end or config.generator.name
+    if not named and isinstance(llm.eos_token_id, int):  # the config that came with the weights says
         config.generator.end = tokenizer.convert_ids_to_tokens(llm.eos_token_id)

@@ -39,12 +39,16 @@ class VisionTower(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, N, W) features, class token first where the model has one.
+        """(B, 3, S, S) uint8 -> (B, N, W) features, class token first where the model has one."""
+        return self.read(self.normalise(pixels))
 
-        Normalised in fp32, whatever the model's own number format.
-        """
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> float32 of about mean 0 and variance 1, whatever the model's own number format."""
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
-        x = (pixels.float() / 255.0 - mean) / std
+        return (pixels.float() / 255.0 - mean) / std
+
+    def read(self, x: Tensor) -> Tensor:
+        """Features (B, N, W) of normalised pixels (B, 3, S, S)."""
         x = x.to(next(self.model.parameters()).dtype).contiguous(memory_format=torch.channels_last)
         layer = self.config.layer
         if isinstance(self.model, EvaViT):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ra_blip.errors import CheckpointError
@@ -364,8 +364,21 @@ def test_our_own_folder_is_a_layout_too(tmp_path: Path, fresh: RABlip) -> None:
     assert all(torch.equal(value, state(fresh)[name]) for name, value in state(other).items())
     found = inspect(tmp_path / "model").to_json()
     assert (found["layout"], found["missing"], found["unexplained"]) == ("native", [], [])
-    assert found["tensors"] == len(load_file(tmp_path / "model" / "model.safetensors"))
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert (found["tensors"], found["parameters"]) == (len(stored), sum(value.numel() for value in stored.values()))
+    stored["ranker.extra"] = stored.pop("ranker.dense.bias")
+    save_file(stored, tmp_path / "model" / "model.safetensors")
+    found = inspect(tmp_path / "model").to_json()
+    assert (found["missing"], found["unexplained"]) == (["ranker.dense.bias"], ["ranker.extra"])
+
+
+def test_parameters_are_those_that_stand_in_the_file(files: dict[str, Path]) -> None:
+    counts = {layout: inspect(path).parameters for layout, path in files.items()}
+    assert counts["eva-vit-g"] == sum(value.numel() for value in eva().values()), "a key bias is not in it"
+    twice = {"Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias"}
+    once = {name: value for name, value in lavis(STAGE1).items() if name not in twice and "position_ids" not in name}
+    assert counts[STAGE1] == sum(value.numel() for value in once.values())
 
 
 def test_a_view_of_nothing_wrong_refuses_nothing() -> None:
-    View(Path("x"), STAGE1, 0, {}).refuse()
+    View(Path("x"), STAGE1, 0, "", {}).refuse()

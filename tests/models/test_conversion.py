@@ -162,6 +162,22 @@ def test_causal_language_models_keep_their_names(tmp_path: Path, kind: str) -> N
     assert config["text_config"]["model_type"] == kind and config["architectures"] == ["Blip2ForConditionalGeneration"]
 
 
+def test_tensors_that_share_memory_in_a_pytorch_file(tmp_path: Path) -> None:
+    given = hugging_face("hf-instructblip")
+    given.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    torch.save(given.state_dict(), tmp_path / "hf" / "pytorch_model.bin")
+    convert([tmp_path / "hf"], tmp_path / "native", "native")
+    convert([tmp_path / "hf"], tmp_path / "x.pth", "lavis")
+    convert([tmp_path / "x.pth"], tmp_path / "again", "native")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "again"))
+    assert "reader.generator.llm.lm_head.weight" in first and first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items() if "qkv.bias" not in name)
+    ours = model(qformer={"ln_vision_eps": 1e-5}, eva={"eps": 1e-5})
+    load_into(ours, [tmp_path / "native"])
+    assert torch.equal(ours.reader.generator.llm.shared.weight, given.language_model.shared.weight)
+
+
 def test_a_key_bias_that_was_trained_is_left_out_and_told(tmp_path: Path) -> None:
     ours = model()
     with torch.no_grad():
@@ -170,20 +186,32 @@ def test_a_key_bias_that_was_trained_is_left_out_and_told(tmp_path: Path) -> Non
     assert list(report.adapted) == ["vision.model.blocks.0.attention.qkv.bias"]
 
 
-def test_a_folder_of_weights_is_not_a_model(folder: Path, tmp_path: Path) -> None:
-    convert([save(lavis(INSTRUCT), tmp_path / "a.pth")], tmp_path / "native", "native")
-    assert json.loads((tmp_path / "native" / "config.json").read_text())["partial"] == ["reader"]
-    assert "load_into" in (tmp_path / "native" / "README.md").read_text()
-    ours = model()
-    report = load_into(ours, [tmp_path / "native"])
-    assert {name.partition(".")[0] for name in report.loaded} == {"reader"}
-    assert torch.equal(state(ours)["reader.qformer.query_tokens"], lavis(INSTRUCT)["query_tokens"])
+@pytest.mark.parametrize("layout", [STAGE1, INSTRUCT])
+def test_converted_weights_fill_what_their_source_fills(tmp_path: Path, layout: str) -> None:
+    source = save(lavis(layout), tmp_path / "a.pth")
+    convert([source], tmp_path / "native", "native")
+    half = "retriever" if layout == STAGE1 else "reader"
+    assert json.loads((tmp_path / "native" / "config.json").read_text())["partial"] == [half]
+    first, second = model(), model()
+    reports = [load_into(ours, [path]) for ours, path in ((first, source), (second, tmp_path / "native"))]
+    assert reports[0].loaded == reports[1].loaded and reports[0].fresh == reports[1].fresh
+    assert all(torch.equal(value, state(second)[name]) for name, value in state(first).items())
+    alone = load_into(model(), [tmp_path / "native"], halves=["reader"])
+    assert {name.partition(".")[0] for name in alone.loaded} == {"reader"}
+
+
+def test_what_a_model_of_ours_has_no_place_for_is_named(tmp_path: Path) -> None:
+    tiny_model("release").save_pretrained(tmp_path / "release")
+    report = load_into(tiny_model("interleaved"), [tmp_path / "release"])
+    assert report.ignored == {
+        f"reader.{name}_embedding": f"the model has no reader.{name}_embedding" for name in ("slot", "position")
+    }
 
 
 def test_what_has_no_place_elsewhere(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="norm_first"):
         export(tiny_model("release", ("qformer.norm_first=true",)), tmp_path / "a.pth", "lavis")
-    with pytest.raises(CheckpointError, match="has another tower"):
+    with pytest.raises(CheckpointError, match="another tower has no place there"):
         export(tiny_model("release"), tmp_path / "b", "hf")
     report = export(tiny_model("release"), tmp_path / "c.pth", "lavis")
     assert {name.partition(".")[0] for name in report.ignored} == {
@@ -192,9 +220,12 @@ def test_what_has_no_place_elsewhere(tmp_path: Path, folder: Path) -> None:
     torch.save(eva(), tmp_path / "eva.pth")
     with pytest.raises(CheckpointError, match="no Q-Former among the weights"):
         convert([tmp_path / "eva.pth"], tmp_path / "d", "hf")
+    instruct = save(lavis(INSTRUCT), tmp_path / "i.pth")
+    with pytest.raises(CheckpointError, match=r"no language model among .* hf-instructblip needs one: load"):
+        convert([instruct, tmp_path / "eva.pth"], tmp_path / "d", "hf")
     with pytest.raises(CheckpointError, match="already"):
         convert([folder], tmp_path / "e", "native")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pth", "eva.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pth", "eva.pth", "i.pth"]
 
 
 def test_nothing_that_is_there_is_overwritten(folder: Path, tmp_path: Path) -> None:
@@ -251,7 +282,7 @@ def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("inspect foreign.pth", "foreign.pth: no layout known here"),
         ("convert foreign.pth out --to native", "foreign.pth: no layout known here"),
         ("convert stage2.pth words.bin --to hf", "words.bin: is there already"),
-        ("convert stage2.pth out --to hf", "model.vision: BLIP-2's classes hold an 'eva_vit', this model has another"),
+        ("convert stage2.pth out --to hf", "no EVA ViT-g tower among the weights, and hf-blip2 needs one"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ra_blip.config import GeneratorConfig
+from ra_blip.config import GeneratorConfig, LoraConfig
 from ra_blip.errors import CheckpointError, ConfigError
 from ra_blip.models.generator import Generator, build_generator
 from ra_blip.models.ranker import Ranker
@@ -88,6 +88,22 @@ def test_decoding_options() -> None:
     assert built.decoding() == {"max_new_tokens": 7, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.5}
     built.config.beams = 5
     assert built.decoding()["length_penalty"] == -1.0
+
+
+def test_a_frozen_llm_has_no_dropout_beside_what_is_trained() -> None:
+    built = model(overrides=("generator.config.dropout_rate=0.5",))
+    reader, generator = built.reader, built.reader.generator
+    generator.requires_grad_(False)
+    reader.train()
+    assert reader.qformer.training and not any(module.training for module in generator.llm.modules())
+    assert torch.equal(encoded(generator), encoded(generator))
+    generator.requires_grad_(True)
+    reader.train()
+    assert all(module.training for module in generator.llm.modules())
+    assert not torch.equal(encoded(generator), encoded(generator))
+    generator.adapt(LoraConfig(rank=2))
+    reader.train()
+    assert generator.llm.training, "low-rank adapters are trained in it"
 
 
 def test_an_llm_that_is_not_there() -> None:

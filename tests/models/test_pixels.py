@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ra_blip import images
 from ra_blip.config import ModelConfig, VisionConfig
 from ra_blip.errors import ImageError
 from ra_blip.images import open_image, resize
@@ -91,12 +92,13 @@ def test_fastest_without_its_decoder_is_fast_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    module._simplejpeg.cache_clear()
+    images.simplejpeg.cache_clear()
+    module._say_once.cache_clear()
     photo((640, 480)).save(tmp_path / "a.jpg", quality=90)
     found = [pixels(str(tmp_path / "a.jpg"), SIZE, one) for one in ("fastest", "fastest", "fast")]
     assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[2])
     assert capsys.readouterr().err.count("pip install 'ra-blip[fast]'") == 1
-    module._simplejpeg.cache_clear()
+    images.simplejpeg.cache_clear()
 
 
 def test_the_quality_is_part_of_the_configuration() -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ra_blip.config import PrecisionConfig
 from ra_blip.errors import CheckpointError
+from ra_blip.models.checkpoint_config import SETTINGS
 from ra_blip.models.presets import PRESETS
 from ra_blip.models.rablip import RABlip
-from ra_blip.models.released import SETTINGS, load_released
+from ra_blip.models.released import load_released
 from ra_blip.records import Item, Question
 from tests.tiny import TEXTS, close, picture
 from tests.toy_llms import released_folder
@@ -182,6 +183,42 @@ def test_a_saved_model_over_released_weights_is_the_same(tmp_path: Path, text_to
     assert torch.equal(first.image_features(images), expected), "features in fp32 are the tower's own"
     kept = [RABlip.from_pretrained(tmp_path / "hub", tmp_path / "features").image_features(images) for _ in range(2)]
     assert torch.equal(kept[0], expected) and torch.equal(kept[1], expected)
+
+
+@pytest.mark.parametrize(("kind", "family", "settings"), CASES, ids=lambda case: str(case))
+def test_converted_weights_make_the_same_model(
+    kind: str, family: str, settings: dict[str, Any], tmp_path: Path, text_tokenizer: str
+) -> None:
+    """Hugging Face to ours and back: each folder makes the same model, and their class says the same from the last."""
+    from ra_blip.models.conversion import convert
+
+    theirs = released_folder(tmp_path / "hub", kind, family, **settings)
+    convert([tmp_path / "hub"], tmp_path / "native", "native")
+    convert([tmp_path / "native"], tmp_path / "again", "hf")
+    given = {} if kind == "instructblip" else {"text_tokenizer": text_tokenizer}
+    models = [RABlip.from_pretrained(tmp_path / name, **given) for name in ("hub", "native", "again")]  # type: ignore[arg-type]
+    first = models[0].state_dict()
+    for other in models[1:]:
+        assert other.config.generator == models[0].config.generator and other.config.qformer == models[0].config.qformer
+        assert all(torch.equal(value, first[name]) for name, value in other.state_dict().items())
+        assert other.processor.llm.get_vocab() == models[0].processor.llm.get_vocab()
+    assert str(tmp_path) not in (tmp_path / "native" / "config.json").read_text(), "it can be moved"
+    ours = models[0].processor
+    again = type(theirs).from_pretrained(tmp_path / "again").eval()
+    inputs = their_inputs(theirs, models[0], Question("q", ASKED[1], picture(tmp_path, "red-blue")))
+    inputs |= {} if ours.causal else {"labels": ours.targets(["red and blue"])}
+    with torch.inference_mode():
+        assert torch.equal(again(**inputs).logits, theirs(**inputs).logits), "it finds the place of the picture"
+
+
+def test_tokenizers_that_are_not_there(tmp_path: Path, text_tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ra_blip.models.released.BERT", str(tmp_path / "no" / "bert"))
+    released_folder(tmp_path / "hub", "blip-2", "opt")
+    with pytest.raises(CheckpointError, match="put one into the subfolder qformer_tokenizer"):
+        RABlip.from_pretrained(tmp_path / "hub")
+    (tmp_path / "hub" / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer of the language model"):
+        RABlip.from_pretrained(tmp_path / "hub", text_tokenizer=text_tokenizer)
 
 
 # ---------------------------------------------------------------- LAVIS
