@@ -20,8 +20,12 @@ def itc_loss(picture_vectors: Tensor, text_vectors: Tensor, temperature: Tensor)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def hard_negatives(similarity: Tensor) -> Tensor:
+def hard_negatives(similarity: Tensor, draws: torch.Generator | None = None) -> Tensor:
     """For each row of a (B, B) similarity, the column of one negative, drawn by softmax weight; the diagonal never.
+
+    Args:
+        similarity: on the scale of the logits.
+        draws: source of the draws; torch's own by default.
 
     Returns:
         (B,) column indices; none for B = 1, which has no negative.
@@ -30,7 +34,7 @@ def hard_negatives(similarity: Tensor) -> Tensor:
         return torch.empty(0, dtype=torch.long, device=similarity.device)
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     weights = similarity.detach().float().masked_fill(own, float("-inf")).softmax(dim=-1)
-    return torch.multinomial(weights, 1)[:, 0]
+    return torch.multinomial(weights, 1, generator=draws)[:, 0]
 
 
 def concept_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -76,6 +80,20 @@ def info_nce(question_vectors: Tensor, item_vectors: Tensor, gold: Tensor, tempe
 def ranking_loss(logits: Tensor, relevant: Tensor) -> Tensor:
     """Two-label cross-entropy: (M, 2) logits, (M,) bool."""
     return F.cross_entropy(logits.float(), relevant.long())
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of (B, A, V) logits with labels of which ``smoothing`` is spread over the vocabulary.
+
+    Args:
+        logits: (B, A, V).
+        labels: (B, A), -100 where there is none.
+        smoothing: from 0, plain cross-entropy, to 1.
+
+    Returns:
+        mean over the labelled tokens.
+    """
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, label_smoothing=smoothing)
 
 
 def generation_loss(token_losses: Tensor, labels: Tensor) -> Tensor:

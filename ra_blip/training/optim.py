@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ra_blip.errors import ConfigError
 
 @dataclasses.dataclass
 class Resolved:
-    """One rule with the parameters that fell to it."""
+    """One rule, or one layer of it, with the parameters that fell to it."""
 
     rule: ParamRule
     names: list[str]
@@ -26,9 +26,13 @@ class Resolved:
 def apply_rules(model: nn.Module, rules: Sequence[ParamRule]) -> list[Resolved]:
     """Freeze or thaw every parameter by the first rule that matches its whole name.
 
+    Returns:
+        one entry a rule in order; a rule with ``layer_decay`` gives one a layer, lowest first.
+
     Raises:
-        ConfigError: a parameter that no rule matches, a pattern that is not a regular expression, nothing to train,
-            or something to train in half precision, where small updates are lost.
+        ConfigError: a parameter that no rule matches, a pattern that is not a regular expression or lacks the group
+            that ``layer_decay`` needs, nothing to train, or something to train in half precision, where small updates
+            are lost.
     """
     try:
         patterns = [re.compile(rule.match) for rule in rules]
@@ -50,7 +54,32 @@ def apply_rules(model: nn.Module, rules: Sequence[ParamRule]) -> list[Resolved]:
             )
     if not any(row.size and row.rule.lr is not None for row in table):
         raise ConfigError("params: every parameter is frozen; give at least one rule an lr")
-    return table
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return [part for row, pattern in zip(table, patterns, strict=True) for part in _layers(row, pattern, sizes)]
+
+
+def _layers(row: Resolved, pattern: re.Pattern[str], sizes: Mapping[str, int]) -> list[Resolved]:
+    """Layer-wise decay (BEiT, LAVIS): the last of L layers trains at lr x decay, the first at lr x decay^L.
+
+    What the pattern matches without its group ``layer`` lies below all layers (patches, positions): lr x decay^(L + 1).
+    """
+    rule = row.rule
+    if rule.lr is None or rule.layer_decay == 1.0:
+        return [row]
+    if "layer" not in pattern.groupindex:
+        raise ConfigError(f"params: {rule.match!r} has layer_decay, so it needs the layer's number as (?P<layer>\\d+)")
+    found: dict[int, list[str]] = {}
+    for name in row.names:
+        match = pattern.fullmatch(name)
+        number = match["layer"] if match else None
+        found.setdefault(-1 if number is None else int(number), []).append(name)
+    top = max(found, default=0) + 1
+    split = []
+    for layer, names in sorted(found.items()):
+        lr = rule.lr * rule.layer_decay ** (top - layer)
+        part = dataclasses.replace(rule, match=f"{rule.match} layer {layer}", lr=lr)
+        split.append(Resolved(part, names, sum(sizes[name] for name in names)))
+    return split
 
 
 def describe(table: Sequence[Resolved]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
-from ra_blip.config import RunConfig, dump_config, load_config
+from ra_blip.config import RunConfig, dump_config, load_config, merged
 from ra_blip.data.sources import SOURCES, Source
 from ra_blip.errors import ConfigError, OutputError
 from ra_blip.models.rablip import RABlip
@@ -20,6 +22,12 @@ from ra_blip.training import strategy as strategies
 from ra_blip.training.engine import fit, set_threads
 from ra_blip.training.optim import apply_rules, describe
 from ra_blip.training.stages import STAGES
+
+# What may differ when a run is continued: it changes nothing that is trained, or only which processes do it.
+FREE = (
+    *("out", "checkpoint.", "log.", "strategy.", "data.features"),
+    *("train.log_every", "train.nonfinite", "train.max_skips"),
+)
 
 
 def train(run: RunConfig) -> Path:
@@ -31,6 +39,7 @@ def train(run: RunConfig) -> Path:
     Raises:
         ConfigError: the recipe is impossible, or ``out`` holds a run of other settings.
         OutputError: ``out`` cannot be written or is in use.
+        RABlipError: as of :func:`ra_blip.training.engine.fit`.
     """
     out = Path(run.out)
     set_threads(run.train.threads)
@@ -45,14 +54,33 @@ def train(run: RunConfig) -> Path:
         model = build_model(run, source)
         table = apply_rules(model, run.params)
         stage = STAGES[run.stage.name](model, run.stage)
-        strategy = strategies.choose(stage.batch_coupled)
+        source, held = stage.divide(source, run.seed)
+        validation = held_out(run, out)
+        strategy = strategies.choose(run.strategy)
         if rank == 0:
             write_text(out / "params.txt", describe(table) + "\n")
-        fit(stage, source, table, run, out, strategy)
-        if rank == 0:
-            model.eval().save_pretrained(out / "model")
+        fit(stage, source, table, run, out, strategy, validation)
+        with strategy.whole(model):
+            if rank == 0:
+                model.eval()
+                stage.finish(held, run.seed)
+                model.save_pretrained(out / "model")
         strategy.close()
     return out / "model"
+
+
+def held_out(run: RunConfig, out: Path) -> Source | None:
+    """The samples that a run evaluates itself on; None where it does not.
+
+    Raises:
+        ConfigError: they would be those it trains on.
+    """
+    if not run.evaluation.every:
+        return None
+    data = merged(run.data, run.evaluation.data, "evaluation.data")
+    if data == run.data:
+        raise ConfigError("evaluation.data: say where the held-out samples are, for example {split: val}")
+    return SOURCES[data.name](data, run.stage, out, run.seed)
 
 
 def build_model(run: RunConfig, source: Source) -> RABlip:
@@ -80,9 +108,10 @@ def check_same(run: RunConfig, out: Path) -> None:
     if not saved.exists():
         return
     before, now = _flat(load_config(saved)), _flat(run)
-    free = ("out", "checkpoint.every", "checkpoint.keep", "train.log_every", "data.features")
     changed = [
-        f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key] and key not in free
+        f"{key} {before.get(key)!r} -> {now[key]!r}"
+        for key in now
+        if before.get(key) != now[key] and not key.startswith(FREE)
     ]
     if changed:
         raise ConfigError(f"{out} holds a run of other settings ({'; '.join(changed[:4])}): choose another out")
@@ -111,7 +140,14 @@ def locked(out: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputError(f"{out}: another run is writing here; wait for it or choose another out") from None
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise OutputError(
+                    f"{out}: another run is writing here ({holder}); wait for it or choose another out"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            lock.flush()
             yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from None

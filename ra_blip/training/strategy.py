@@ -1,28 +1,147 @@
-"""How many processes train, and how they agree: one process, or data parallel under ``torchrun``."""
+"""How many processes train, and how they agree: one, data parallel, or sharded by DeepSpeed or FSDP2.
+
+The loop knows the face of :class:`Strategy` alone. What is particular to an engine stays in ``strategy_zero.py`` and
+``strategy_fsdp2.py``.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ra_blip.errors import ConfigError
+from ra_blip.config import StrategyConfig, TrainConfig
+from ra_blip.errors import CheckpointError, ConfigError
+from ra_blip.training import checkpoint
+from ra_blip.training.optim import Resolved, build_optimizer
+
+State = dict[str, Tensor]
 
 
 class Strategy:
-    """One process."""
+    """One process.
+
+    The calls of a step, in order: :meth:`zero_grad`; for each micro batch :meth:`forward` and :meth:`backward`;
+    :meth:`average_gradients`, :meth:`clip_gradients`, :meth:`all_finite`, :meth:`step`.
+
+    Attributes:
+        rank, world: this process among how many.
+        sharded: whether ranks hold parts of what trains, so that weights are whole inside :meth:`whole` only.
+        device: where it computes.
+        trained: trained parameters in the order of the rules; known after :meth:`prepare`.
+    """
 
     rank = 0
     world = 1
+    sharded = False
+
+    def __init__(self, timeout: float = 600.0) -> None:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        self.trained: list[nn.Parameter] = []
+        self._autocast: torch.dtype | None = None
+
+    def prepare(self, stage: Any, table: Sequence[Resolved], config: TrainConfig) -> torch.optim.Optimizer:
+        """Put a stage on the device and make its optimizer; to be called once.
+
+        Args:
+            stage: a module whose ``model`` holds every parameter.
+            table: the resolved parameter rules.
+            config: precision and betas.
+
+        Returns:
+            an optimizer with one group a rule, which holds ``lr`` and its ``peak``.
+
+        Raises:
+            ConfigError: the strategy cannot train in this precision.
+        """
+        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+        if isinstance(stage, nn.Module):
+            stage.to(self.device)
+        optimizer = build_optimizer(stage.model, table, config)
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
+        return optimizer
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's precision for a forward pass."""
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._autocast)
+
+    def forward(self, stage: Any, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """A batch to what the stage makes of it: (losses, report)."""
+        with self.autocast():
+            found: tuple[dict[str, Tensor], dict[str, float]] = stage.forward(batch)
+        return found
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of a loss; ``last`` is False for all but the last micro batch of a step."""
+        if loss.requires_grad:  # not where all that trains reads pictures, and the batch has none
+            loss.backward()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make gradients equal on all ranks; nothing to do for one."""
 
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale gradients down to the norm ``limit`` (0: leave them); returns the norm before, the same on all ranks.
+
+        Where it is not finite, nothing of the step has reached weights or moments.
+        """
+        return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the weights."""
+        optimizer.step()
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget the gradients of the step before."""
+        optimizer.zero_grad(set_to_none=True)
+
+    def any(self, *flags: Tensor | bool) -> list[bool]:
+        """For each flag, whether it is up on some rank; one collective for all of them."""
+        return [bool(flag) for flag in flags]
+
     def all_finite(self, value: Tensor) -> bool:
         """Whether a scalar is finite on every rank."""
-        return bool(torch.isfinite(value))
+        return not self.any(~torch.isfinite(value.detach()))[0]
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
+        """What a checkpoint holds: trained weights and buffers by name, and moments as ``name|key``.
+
+        All ranks call it. Whole tensors whatever the strategy, so that a run may be continued under another one, or
+        with another number of processes.
+
+        Returns:
+            on rank 0 the tensors on the CPU; empty dictionaries elsewhere.
+        """
+        return checkpoint.trained_state(model), checkpoint.moments(model, optimizer)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, weights: State, moments: State) -> None:
+        """Take back what :meth:`state` gave; every rank is given all of it.
+
+        Raises:
+            CheckpointError: the tensors are not those that this run trains.
+        """
+        own = fitting(model, weights)
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+        for name, parameter in model.named_parameters():
+            if f"{name}|exp_avg" in moments:
+                found = {key: moments[f"{name}|{key}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
+                }
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, every rank holds the whole weights. All ranks enter it."""
+        return contextlib.nullcontext()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -36,12 +155,19 @@ class DataParallel(Strategy):
 
     One flat all-reduce a step. Parameters without a gradient on a rank (a batch without pictures) count as zero, so
     ranks can never wait for each other.
+
+    Args:
+        timeout: seconds after which a rank that waits for another one gives up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float = 600.0) -> None:
         import torch.distributed as dist
 
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        super().__init__(timeout)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        limit = datetime.timedelta(seconds=timeout)
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=limit)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -55,13 +181,17 @@ class DataParallel(Strategy):
         for parameter, grad in zip(parameters, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
             parameter.grad = grad
 
-    def all_finite(self, value: Tensor) -> bool:
-        """One bad rank makes the answer no, on all."""
+    def any(self, *flags: Tensor | bool) -> list[bool]:
+        """One rank is enough."""
         import torch.distributed as dist
 
-        bad = (~torch.isfinite(value.detach())).to(torch.int32).reshape(1)
-        dist.all_reduce(bad)
-        return int(bad) == 0
+        up = torch.stack([torch.as_tensor(flag, device=self.device).reshape(()).int() for flag in flags])
+        dist.all_reduce(up, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in up.tolist()]
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
+        """As for one process: all ranks hold the same."""
+        return super().state(model, optimizer) if self.rank == 0 else ({}, {})
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -73,7 +203,16 @@ class DataParallel(Strategy):
         torch.distributed.destroy_process_group()
 
 
-def share(count: int, device: torch.device) -> float:
+def fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own trained tensors. Raises :class:`CheckpointError` where ``weights`` are not of the same names."""
+    own = checkpoint.trained_state(model, own=True)
+    if weights.keys() != own.keys():
+        odd = sorted(weights.keys() ^ own.keys())[:3]
+        raise CheckpointError(f"checkpoint: tensors {odd} ... are not the ones this run trains")
+    return own
+
+
+def share(count: float, device: torch.device) -> float:
     """What this rank multiplies a mean over ``count`` things with; 1 for one process.
 
     Ranks hold unequal numbers of labelled tokens or pairs. Weighed so, the average of the ranks' gradients is the
@@ -88,14 +227,27 @@ def share(count: int, device: torch.device) -> float:
     return count * dist.get_world_size() / max(float(total), 1.0)
 
 
-def choose(batch_coupled: bool) -> Strategy:
-    """Data parallel where ``torchrun`` started more than one process.
+def choose(config: StrategyConfig) -> Strategy:
+    """The strategy that a recipe names; ``auto`` is data parallel where a launcher started several processes.
 
     Raises:
-        ConfigError: the stage compares samples across its batch, which would silently shrink on several ranks.
+        ConfigError: the name wants a launcher and there is none, or the other way round.
+        MissingExtra: DeepSpeed is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    name = config.name if config.name != "auto" else ("ddp" if world > 1 else "single")
+    if name == "single":
+        if world > 1:
+            raise ConfigError(f"strategy.name is single, but a launcher started {world} processes: use auto or ddp")
         return Strategy()
-    if batch_coupled:
-        raise ConfigError("this stage uses in-batch negatives, which several ranks would shrink: run it in one process")
-    return DataParallel()
+    if "WORLD_SIZE" not in os.environ:
+        raise ConfigError(f"strategy.name is {name}: start it by a launcher, for example `torchrun -m ra_blip train`")
+    if name == "zero":
+        from ra_blip.training.strategy_zero import Zero
+
+        return Zero(config)
+    if name == "fsdp2":
+        from ra_blip.training.strategy_fsdp2 import FSDP2
+
+        return FSDP2(config)
+    return DataParallel(config.timeout)

@@ -1,14 +1,21 @@
-"""Where numbers go: JSON lines always, a progress bar with losses and ETA for people."""
+"""Where numbers go: JSON lines always, a progress bar for people; Weights & Biases and TensorBoard where asked for."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import resource
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from ra_blip.config import RunConfig
+from ra_blip.errors import MissingExtra
 from ra_blip.records import write_text
 
 
@@ -16,38 +23,98 @@ class Tracker:
     """``log(numbers, step)`` behind one face.
 
     Args:
-        path: ``log.jsonl``; lines of steps after ``start`` (from a run that was killed) are cut.
+        out: the run's folder, with ``log.jsonl``; lines of steps after ``start`` (from a run that was killed) are cut.
         start: first step of this session.
-        steps: last step, for the bar.
-        name: shown before the bar.
-        quiet: no bar, as on ranks other than 0.
+        run: its steps, its stage's name, and where its log goes.
+        quiet: nothing is written or shown, as on ranks other than 0.
+
+    Raises:
+        MissingExtra: the recipe names a tracker that is not installed.
     """
 
-    def __init__(self, path: Path, start: int, steps: int, name: str, quiet: bool = False) -> None:
+    def __init__(self, out: Path, start: int, run: RunConfig, quiet: bool = False) -> None:
         self.quiet = quiet
         if quiet:
             return
+        path = out / "log.jsonl"
         if path.exists():
             write_text(path, [line for line in path.open(encoding="utf-8") if _step(line) <= start])
         self._file = path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=start, desc=name, dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
+        self._bar = tqdm(
+            total=run.train.steps,
+            initial=start,
+            desc=run.stage.name,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            file=sys.stderr,
+        )
+        self._board: Any = None
+        self._wandb: Any = None
+        if run.log.tensorboard:
+            self._board = _optional("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+                str(out / "tensorboard"), purge_step=start + 1
+            )
+        if run.log.wandb:
+            self._wandb = _optional("wandb", "wandb").init(
+                project=run.log.wandb,
+                mode=run.log.wandb_mode,
+                dir=str(out),
+                id=_run_id(out),
+                resume="allow",
+                config=dataclasses.asdict(run),
+            )
 
     def log(self, numbers: dict[str, Any], step: int) -> None:
-        """Append one line for ``step`` (from 1) and move the bar."""
+        """Append one line for ``step`` (from 1), move the bar, tell the other trackers."""
         if self.quiet:
             return
         line = {"step": step, **{key: _short(value) for key, value in numbers.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        shown = {key: f"{value:.3g}" for key, value in numbers.items() if key.endswith("loss")}
-        self._bar.set_postfix(shown, refresh=False)
+        shown = {key: f"{value:.3g}" for key, value in numbers.items() if key.endswith("loss") and value is not None}
+        shown |= {"wait": f"{numbers['data_seconds']:.2g}s"} if numbers.get("data_seconds", 0) > 0.05 else {}
+        self._bar.set_postfix({**shown, "memory": f"{numbers.get('memory_gib', 0):.3g}G"}, refresh=False)
         self._bar.update(step - self._bar.n)
+        told = {key: value for key, value in numbers.items() if isinstance(value, (int, float))}
+        if self._board is not None:
+            for key, value in told.items():
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(told, step=step)
 
     def close(self) -> None:
-        """Close file and bar."""
-        if not self.quiet:
-            self._file.close()
-            self._bar.close()
+        """Close file, bar and trackers."""
+        if self.quiet:
+            return
+        self._file.close()
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def memory_gib() -> float:
+    """The most memory used so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+def _optional(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingExtra(package, "track") from None
+
+
+def _run_id(out: Path) -> str:
+    """The name by which Weights & Biases knows this folder's run again when it goes on."""
+    path = out / "wandb_id"
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _step(line: str) -> int:

@@ -90,6 +90,21 @@ def test_the_label_is_the_letter_of_a_gold_item(made: Processor, tmp_path: Path)
     assert set(places) == set("ABCDE") and max(places.values()) < 25, "golds stand anywhere"
 
 
+def test_permuting_the_references_permutes_the_label(made: Processor, tmp_path: Path) -> None:
+    """One question, always the same five references: the letter goes with the gold one, and nothing else is learnt."""
+    (example, *_), said = examples(tmp_path), {}
+    (gold,) = (" ".join(made.llm.tokenize(item.full_text)) for item in example.gold)
+    for seed in range(40):
+        batch = answer_batch([example], made, StageConfig(negatives_min=4, negatives_max=4), 0.0, rng(seed))
+        references = prompts_of(made, batch)[1][:5]
+        words = tuple(reference.partition("] ")[2] for reference in references)
+        letter = answers_of(made, batch)[1]
+        assert "ABCDE".index(letter) == next(i for i, text in enumerate(words) if text.endswith(gold))
+        said[words] = letter
+    assert len({frozenset(words) for words in said}) == 1 and len(said) > 20
+    assert set(said.values()) == set("ABCDE")
+
+
 def test_answers_are_drawn_from_the_list(made: Processor, tmp_path: Path) -> None:
     drawn = [
         answers_of(made, answer_batch(examples(tmp_path), made, StageConfig(), 0.0, rng(s)))[:3] for s in range(20)

@@ -105,3 +105,30 @@ def test_schedule_without_warmup_or_with_nothing_else() -> None:
     assert schedule(0, TrainConfig(steps=10, warmup=0)) == 1.0
     assert schedule(9, TrainConfig(steps=10, warmup=10)) == 1.0
     assert schedule(2, TrainConfig(steps=3, warmup=100)) == pytest.approx(0.03)
+
+
+def tower() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {"patches": nn.Linear(2, 2, bias=False), "blocks": nn.ModuleList(nn.Linear(2, 2) for _ in "abc")}
+    )
+
+
+def test_layer_wise_decay_lowers_the_rate_with_every_layer_further_down() -> None:
+    rules = [ParamRule(r"(blocks\.(?P<layer>\d+)\.)?.*", lr=1e-3, weight_decay=0.1, layer_decay=0.5)]
+    table = apply_rules(tower(), rules)
+    assert [row.names for row in table] == [
+        ["patches.weight"],
+        *[[f"blocks.{layer}.weight", f"blocks.{layer}.bias"] for layer in range(3)],
+    ]
+    assert [row.rule.lr for row in table] == pytest.approx([1e-3 / 16, 1e-3 / 8, 1e-3 / 4, 1e-3 / 2])
+    assert [row.size for row in table] == [4, 6, 6, 6] and {row.rule.weight_decay for row in table} == {0.1}
+    assert [group["peak"] for group in build_optimizer(tower(), table, TrainConfig()).param_groups] == pytest.approx(
+        [row.rule.lr for row in table]
+    )
+    assert describe(table).count(" layer ") == 4
+
+
+def test_layer_wise_decay_without_the_number_of_the_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs the layer's number as \(\?P<layer>\\d\+\)"):
+        apply_rules(tower(), [ParamRule(".*", lr=1e-3, layer_decay=0.9)])
+    assert len(apply_rules(tower(), [ParamRule("blocks.*", layer_decay=0.9), ParamRule(".*", lr=1e-3)])) == 2  # frozen

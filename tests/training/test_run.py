@@ -19,11 +19,12 @@ from torch import Tensor
 from ra_blip.config import RunConfig, load_config
 from ra_blip.errors import ConfigError, OutputError
 from ra_blip.models.rablip import RABlip
-from ra_blip.records import Item, Question
+from ra_blip.records import Item, Question, write_jsonl
 from ra_blip.training import checkpoint
-from ra_blip.training.run import check_same, locked, train
-from ra_blip.training.strategy import choose, share
+from ra_blip.training.run import check_same, held_out, locked, train
+from ra_blip.training.strategy import share
 from tests.tiny import close
+from tests.training.line import TIMING
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = ROOT / "projects" / "debug.yaml"
@@ -52,7 +53,7 @@ def exported(out: Path) -> dict[str, Tensor]:
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("samples_per_second", "data_seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
 def test_what_a_run_leaves(straight: Path) -> None:
@@ -122,7 +123,8 @@ def test_other_settings_need_another_folder(straight: Path, world: Path, overrid
 
 
 def test_what_may_change_between_sessions(straight: Path, world: Path) -> None:
-    check_same(recipe(straight, world, "checkpoint.every=2", "train.log_every=5", "data.features=kept"), straight)
+    free = ["checkpoint.every=2", "train.log_every=5", "data.features=kept", "strategy.timeout=9", "train.max_skips=1"]
+    check_same(recipe(straight, world, *free, "log.tensorboard=true"), straight)
 
 
 def test_init_takes_the_weights_and_sizes_of_a_folder(straight: Path, world: Path, tmp_path: Path) -> None:
@@ -140,6 +142,23 @@ def test_the_readers_qformer_from_the_retrievers(world: Path, tmp_path: Path) ->
     assert len(pairs) > 20 and all(close(found[reader], found[retriever], 1e-6) for reader, retriever in pairs)
 
 
+# ---------------------------------------------------------------- held-out samples
+
+
+def test_what_a_run_is_evaluated_on_must_be_held_out(world: Path, tmp_path: Path) -> None:
+    assert held_out(recipe(tmp_path, world), tmp_path) is None
+    with pytest.raises(ConfigError, match=r"evaluation.data: say where the held-out samples are"):
+        held_out(recipe(tmp_path, world, "evaluation.every=2"), tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluation.data: Key 'splt'"):
+        held_out(recipe(tmp_path, world, "evaluation.every=2", "evaluation.data={splt: val}"), tmp_path)
+    items, questions = tmp_path / "items.jsonl", tmp_path / "val.jsonl"
+    write_jsonl(items, [Item("a", "Velora Tower was designed by Moro."), Item("b", "Kimuna Hall stands in Belor.")])
+    write_jsonl(questions, [Question("q", "Who designed Velora Tower?", answers=("Moro",), gold=("a",))])
+    other = f"{{name: records, items: {items}, questions: {questions}}}"
+    found = held_out(recipe(tmp_path, world, "evaluation.every=2", f"evaluation.data={other}"), tmp_path)
+    assert found is not None and len(found) == 1
+
+
 # ---------------------------------------------------------------- one run a folder
 
 
@@ -150,7 +169,8 @@ def hold(out: str, held: Any, done: Any) -> None:
 
 
 def test_a_second_run_in_the_folder_is_refused(straight: Path, world: Path) -> None:
-    with locked(straight), pytest.raises(OutputError, match="another run is writing here"):
+    held = rf"another run is writing here \(process {os.getpid()} on .* since 20"
+    with locked(straight), pytest.raises(OutputError, match=held):
         train(recipe(straight, world, "checkpoint.keep=9"))
     with locked(straight):
         pass  # free again
@@ -178,13 +198,6 @@ def test_an_out_that_cannot_be_written(world: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- two processes
-
-
-def test_batch_coupled_stages_refuse_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (choose(True).rank, choose(True).world) == (0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="in-batch negatives"):
-        choose(True)
 
 
 def test_two_ranks_train_as_one(world: Path, tmp_path: Path) -> None:

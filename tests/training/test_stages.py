@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from ra_blip.models.rablip import RABlip
 from ra_blip.records import Example, Item, Question
 from ra_blip.training import losses
 from ra_blip.training.engine import set_mode
+from ra_blip.training.finetune_stage import Finetune
 from ra_blip.training.optim import apply_rules
-from ra_blip.training.stages import STAGES, Answer, Pretrain, Rank, Retrieve, Stage
+from ra_blip.training.stages import STAGES, Answer, Pretrain, Rank, Rerank, Retrieve, Stage
 from tests.tiny import SCRATCH, changed, close, model
 from tests.training.samples import captions, examples, rng
 
@@ -53,7 +55,8 @@ def samples_for(name: str, folder: Path) -> list[Any]:
 
 
 def test_names_of_stages() -> None:
-    assert {"pretrain": Pretrain, "retrieve": Retrieve, "rank": Rank, "answer": Answer} == STAGES
+    expected = {"pretrain": Pretrain, "retrieve": Retrieve, "rank": Rank, "answer": Answer, "rerank": Rerank}
+    assert {**expected, "finetune": Finetune} == STAGES
     assert [name for name, stage in STAGES.items() if stage.batch_coupled] == ["pretrain", "retrieve"]  # type: ignore[attr-defined]
 
 
@@ -77,6 +80,39 @@ def test_a_batch_of_one(name: str, tmp_path: Path) -> None:
             stage = staged(name, **settings)
             loss = total(stage.forward(stage.collate([example], rng(), 0))[0])
             assert torch.isfinite(loss) and float(loss.detach()) > 0
+
+
+@pytest.mark.parametrize("name", ["answer", "rank"])
+def test_parts_of_a_batch_count_by_what_they_hold(name: str, tmp_path: Path) -> None:
+    stage, samples = staged(name), examples(tmp_path)
+    batches = [stage.collate(part, rng(), 0) for part in (samples, samples[:1], samples[1:])]
+    whole, first, second = ({key: float(v.detach()) for key, v in stage.forward(b)[0].items()} for b in batches)
+    counted, one, two = (stage.counts(batch) for batch in batches)
+    assert {key: one[key] + two[key] for key in counted} == counted
+    for key, value in whole.items():
+        joined = (first[key] * one[key] + second[key] * two[key]) / counted[key]
+        assert joined == pytest.approx(value, abs=1e-5)
+        assert one[key] != two[key], "the plain mean of the two would be another number"
+
+
+def test_what_is_shown_of_an_evaluation(tmp_path: Path) -> None:
+    samples = examples(tmp_path)
+    answer, retrieve = staged("answer"), staged("retrieve")
+    for stage in (answer, retrieve):
+        stage.model.eval()
+    said = answer.shown(samples)
+    knowledge = [[*one.gold, one.negatives[0]] for one in samples]
+    expected = [made.answer for made in answer.model.generate([one.question for one in samples], knowledge)]
+    assert [row["generated"] for row in said] == expected and said[1]["answers"] == ["red"]
+    assert said[2]["knowledge"] == ["f1", "f2", "v1"] and said[2]["image"] == samples[2].question.image
+    found = retrieve.shown(samples)
+    for row, one in zip(found, samples, strict=True):
+        assert row["gold"] == [item.id for item in one.gold] and len(row["found"]) == 3
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        best = {item.id: item for sample in samples for item in (*sample.gold, *sample.negatives)}[row["found"][0]]
+        score = retrieve.model.encode_question([one.question]) @ retrieve.model.encode_items([best]).T
+        assert row["scores"][0] == pytest.approx(float(score), abs=1e-3)
+    assert json.dumps([*said, *found]) and staged("rank").shown(samples) == []
 
 
 # ---------------------------------------------------------------- answer
