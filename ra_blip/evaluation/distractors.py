@@ -89,9 +89,9 @@ def _nearest(index: KnowledgeIndex, anchors: Sequence[Item], allowed: Callable[[
 
 
 def adversarial(
-    index: KnowledgeIndex, question: Question, kept: Sequence[Item], rng: np.random.Generator
+    index: KnowledgeIndex, question: Question, kept: Sequence[Item], rng: np.random.Generator, share: float = 0.5
 ) -> list[Item]:
-    """The kept items with half of them (rounded down, at least one) replaced by :func:`wrong_items`, in random order.
+    """The kept items with a share of them (rounded down, at least one) replaced by :func:`wrong_items`, shuffled.
 
     Gold items stay; of the others the lowest ranked go first, and where there are not enough of them the wrong items
     are added. They are near to the gold items, or to the best kept one where the index holds no gold.
@@ -101,8 +101,9 @@ def adversarial(
         question: as it was asked, with answers and gold where known.
         kept: best first.
         rng: decides the order.
+        share: from 0, where nothing is replaced and the order alone is random, to 1: the ratio of noise.
     """
-    count = max(len(kept) // 2, 1) if kept else 0
+    count = max(int(len(kept) * share), 1) if kept and share else 0
     replaceable = [i for i in reversed(range(len(kept))) if kept[i].id not in question.gold][:count]
     anchors = gold_items(index, question) or list(kept[:1])
     wrong = wrong_items(index, question, anchors, {item.id for item in kept}, count)

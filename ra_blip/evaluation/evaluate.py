@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from ra_blip.errors import ConfigError, DataError, OutputError
 from ra_blip.evaluation.distractors import adversarial, choice, generator, gold_items, random_items, shuffled
-from ra_blip.evaluation.metrics.answers import exact_match, token_f1
+from ra_blip.evaluation.metrics.answers import contains, exact_match, token_f1
 from ra_blip.evaluation.metrics.intervals import bootstrap, paired
 from ra_blip.evaluation.metrics.retrieval import ndcg, recall, reciprocal_rank
+from ra_blip.evaluation.metrics.vqa import direct_answer, vqa_accuracy
+from ra_blip.evaluation.metrics.webqa import retrieval_f1
 from ra_blip.evaluation.provenance import provenance
 from ra_blip.generation.pipeline import Answerer, Pipeline, PipelineConfig
 from ra_blip.records import Item, Question, Trace, entity, write_jsonl, write_text
@@ -76,6 +78,11 @@ def _first_entities(k: int) -> Metric:
     return metric
 
 
+def _judged_f1(trace: Trace) -> float | None:
+    """WebQA's retrieval F1 of the items that the answer rests on."""
+    return retrieval_f1(trace.judged, trace.question.gold) if trace.question.gold else None
+
+
 def _answer(metric: Callable[[str, Sequence[str]], float]) -> Metric:
     return lambda trace: metric(trace.answer, trace.question.answers) if trace.question.answers else None
 
@@ -94,6 +101,10 @@ METRICS: dict[str, Metric] = {
     "search_entity@5": _first_entities(5),
     "exact_match": _answer(exact_match),
     "token_f1": _answer(token_f1),
+    "answer_in_prediction": _answer(contains),
+    "vqa_accuracy": _answer(vqa_accuracy),
+    "aokvqa_accuracy": _answer(direct_answer),
+    "retrieval_f1": _judged_f1,
 }
 
 
@@ -107,7 +118,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Answer and score ``questions``; writes ``traces.jsonl`` and then ``metrics.json`` into ``out``.
+    """Answer and score ``questions``; writes ``traces.jsonl``, ``predictions.jsonl`` and then ``metrics.json``.
 
     The answer is scored by exact match after normalisation, under each of ``modes``: the knowledge in the prompt is
     what the pipeline kept (``with_retrieval``), nothing (``without_retrieval``), the gold items alone, as many random
@@ -121,7 +132,7 @@ def evaluate(
         model: the model.
         index: the knowledge; None asks without retrieval only.
         questions: those without answers or gold are left out of the figures that need them, see ``counts``.
-        out: folder for the two files.
+        out: folder for the files; ``predictions.jsonl`` is what ``ra-blip score`` reads, ``sources`` are ``judged``.
         config: see :class:`~ra_blip.generation.pipeline.PipelineConfig`.
         modes: some of :data:`MODES`.
         metrics: names in :data:`METRICS`, scored on the traces that are written; they appear under ``extra``.
@@ -139,21 +150,24 @@ def evaluate(
         QuestionError, ImageError, IndexMismatch: as :class:`~ra_blip.generation.pipeline.Pipeline`.
     """
     out = Path(out)
-    _check(questions, modes, metrics)
-    _require_writable(out)
+    check_questions(questions)
+    _check(modes, metrics)
+    require_writable(out)
     pipeline = Pipeline(model, index, config)
     chosen = [mode for mode in MODES if mode in modes] if index is not None else [WITHOUT]
     traces, scores = _run(pipeline, questions, chosen, seed)
     for name in metrics:
         scores[f"extra.{name}"] = _score(METRICS[name], traces)
     result = summarise(scores, questions, seed)
-    result["seconds"] = _seconds(traces)
+    result["seconds"] = mean_seconds(traces)
     fingerprint = dict(model.fingerprint)
     result["provenance"] = provenance(
         seed, questions=len(questions), items=len(index) if index is not None else 0,
         model=fingerprint, pipeline=dataclasses.asdict(pipeline.config),
     )  # fmt: skip
     write_jsonl(out / "traces.jsonl", traces)
+    said = ({"id": one.question.id, "prediction": one.answer, "sources": one.judged} for one in traces)
+    write_jsonl(out / "predictions.jsonl", said)
     write_text(out / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
@@ -259,24 +273,30 @@ def _against_without(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any
     return {"against_without": {"gained": gained, "lost": lost}}
 
 
-def _seconds(traces: Sequence[Trace]) -> dict[str, float]:
+def mean_seconds(traces: Sequence[Trace]) -> dict[str, float]:
+    """Mean seconds of a question by stage."""
     stages = dict.fromkeys(stage for trace in traces for stage in trace.seconds)
     return {stage: round(sum(t.seconds.get(stage, 0.0) for t in traces) / len(traces), 6) for stage in stages}
 
 
-def _check(questions: Sequence[Question], modes: Sequence[str], metrics: Sequence[str]) -> None:
+def check_questions(questions: Sequence[Question]) -> None:
+    """Raise :class:`DataError` where there are no questions, or an id is used twice."""
     if not questions:
         raise DataError("there are no questions to evaluate")
     repeated, times = Counter(question.id for question in questions).most_common(1)[0]
     if times > 1:
         raise DataError(f"question id {repeated!r} is used {times} times; ids must be unique")
+
+
+def _check(modes: Sequence[str], metrics: Sequence[str]) -> None:
     for kind, given, known in (("mode", modes, MODES), ("metric", metrics, tuple(METRICS))):
         for one in given:
             if one not in known:
                 raise ConfigError(f"{kind} {one!r} is not one of {', '.join(known)}")
 
 
-def _require_writable(out: Path) -> None:
+def require_writable(out: Path) -> None:
+    """Make a folder and find out, before the work, that it can be written. Raises :class:`OutputError`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

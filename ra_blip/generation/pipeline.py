@@ -1,20 +1,23 @@
-"""From a question to a trace: search, hop, rank, keep, judge, generate; one question or a batch."""
+"""From a question to a trace: search, hop, filter, rank, keep, judge, generate; one question or a batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, overload
 
 from ra_blip.errors import ConfigError, ImageError, QuestionError, RetrievalError
-from ra_blip.records import Item, Question, Trace
-from ra_blip.retrieval.embed import Encoder
+from ra_blip.generation.knowledge import FORMS, present
+from ra_blip.generation.methods import METHODS
+from ra_blip.records import Hit, Item, Question, Trace
+from ra_blip.retrieval.embed import Encoder, Vectors, embed_items
+from ra_blip.retrieval.filters import Filters
 from ra_blip.retrieval.index import KnowledgeIndex
 from ra_blip.retrieval.rerank import RERANKERS, Judge, select
-from ra_blip.retrieval.search import expanded, search
+from ra_blip.retrieval.search import KINDS, QUERIES, Found, expanded, search
 
 MAX_CHARACTERS = 8_000
 
@@ -34,19 +37,34 @@ class Generated(Protocol):
     def decoding(self) -> Mapping[str, Any]:
         """Beams, lengths and penalties; empty where there are none to name."""
 
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Positions of the ``prompt`` and tokens of the ``answer``; empty where they are not known."""
 
-class Answerer(Encoder, Judge, Protocol):
-    """What the pipeline asks of a model, beside encoding and ranking."""
+    @property
+    def note(self) -> str:
+        """What went wrong, where something did; else empty."""
+
+
+class Writer(Protocol):
+    """What writes an answer from a question and its knowledge: the model, or an endpoint."""
 
     @property
     def max_items(self) -> int:
         """Most items that one prompt takes."""
 
+    def generate(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> Sequence[Generated]:
+        """An answer to each question from its items, which stand in prompt order."""
+
+
+class Answerer(Judge, Encoder, Writer, Protocol):
+    """What the pipeline asks of a model, beside encoding, ranking and writing."""
+
     def select(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> Sequence[Sequence[float]]:
         """P(this item is the one that answers) for the items of each question, in order."""
 
-    def generate(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> Sequence[Generated]:
-        """An answer to each question from its items, which stand in prompt order."""
+    def item_tokens(self, item: Item) -> int:
+        """Positions that an item takes in a prompt."""
 
 
 @dataclasses.dataclass
@@ -58,6 +76,9 @@ class PipelineConfig:
         keep: items that reach the generator, at most as many as the model's prompt takes.
         max_images: of these, items with a picture.
         threshold: candidates that the ranker gives less are not kept, except the best.
+        adaptive: the threshold is the one that was measured when the model was trained to say Yes or No; rerank has to
+            be ``llm_yesno`` or ``yesno_product``.
+        keep_best: keep the best also below the threshold; otherwise such a question is answered from itself alone.
         rerank: a name in :data:`ra_blip.retrieval.rerank.RERANKERS`.
         hops: 2 searches again for a question with a picture, with the words of the first hit.
         batch_size: questions (or pairs, or items) per model call.
@@ -66,24 +87,52 @@ class PipelineConfig:
             needed get about a half each, whatever else is kept. The best is always judged relevant.
         vote: in the first search of a question with a picture, so many hits are grouped by entity; 0: none.
         focus: the answer is given from the kept items that were judged relevant alone; otherwise from all of them.
+        askg: ask the model which kept items are relevant (ASKG); otherwise all of them are taken to be.
+        retriever: a name in :data:`RETRIEVERS`.
+        query: what of a question is searched with, see :func:`ra_blip.retrieval.search.query_vectors`.
+        kind: items that are searched: ``text``, ``image``, ``image+text`` (a captioned picture) or, empty, all.
+        filters: what takes candidates out before they are ranked, see :mod:`ra_blip.retrieval.filters`.
+        knowledge: ``both``, ``captions`` or ``images``: what of the kept items the prompt shows.
+        token_budget: most prompt positions for knowledge, see :mod:`ra_blip.generation.knowledge`; 0: no limit.
+        provider: of the retriever ``reverse_image``: ``index``, or the YAML file of another provider, see
+            :class:`ra_blip.retrieval.reverse_image_config.ProviderConfig`.
+        generator: who writes the answer: ``model``, or the YAML file of an endpoint, see
+            :class:`ra_blip.generation.endpoint.EndpointConfig`.
     """
 
     k: int = 20
     keep: int = 4
     max_images: int = 4
     threshold: float = 0.1
+    adaptive: bool = False
+    keep_best: bool = True
     rerank: str = "product"
     hops: int = 2
     batch_size: int = 32
     relevance: float = 0.5
     vote: int = 0
     focus: bool = True
+    askg: bool = True
+    retriever: str = "index"
+    query: str = "question"
+    kind: str = ""
+    filters: str = ""
+    knowledge: str = "both"
+    token_budget: int = 0
+    provider: str = "index"
+    generator: str = "model"
 
     @classmethod
-    def of(cls, given: Sequence[str]) -> PipelineConfig:
-        """The defaults with ``name=value`` pairs put in. Raises :class:`ConfigError` naming the pair and the names."""
+    def of(cls, given: Sequence[str], method: str = "ra_blip") -> PipelineConfig:
+        """The settings of a method with ``name=value`` pairs put over them.
+
+        Raises:
+            ConfigError: naming the pair and the names, or the method and the methods.
+        """
+        if method not in METHODS:
+            raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
         fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(METHODS[method])
         for pair in given:
             name, _, value = pair.partition("=")
             try:
@@ -100,14 +149,69 @@ class PipelineConfig:
         for name in ("k", "keep", "hops", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be 1 or more")
+        if self.adaptive and self.rerank not in ("llm_yesno", "yesno_product"):
+            raise ConfigError(f"pipeline: adaptive needs rerank=llm_yesno or yesno_product, not {self.rerank}")
         for name in ("threshold", "relevance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be from 0 to 1")
-        if self.max_images < 0 or self.vote < 0 or self.hops > 2:
-            counts = f"max_images {self.max_images} and vote {self.vote}"
-            raise ConfigError(f"pipeline: {counts} must be 0 or more, hops {self.hops} 1 or 2")
-        if self.rerank not in RERANKERS:
-            raise ConfigError(f"pipeline: rerank {self.rerank!r} is not one of {', '.join(RERANKERS)}")
+        for name in ("max_images", "vote", "token_budget"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be 0 or more")
+        if self.hops > 2:
+            raise ConfigError(f"pipeline: hops {self.hops} must be 1 or 2")
+        known: list[tuple[str, Collection[str]]] = [("rerank", RERANKERS), ("retriever", RETRIEVERS)]
+        for name, names in [*known, ("query", QUERIES), ("knowledge", FORMS), ("kind", KINDS)]:
+            if getattr(self, name) not in names:
+                raise ConfigError(f"pipeline: {name} {getattr(self, name)!r} is not one of {', '.join(names)}")
+        Filters(self.filters)
+
+
+Retriever = Callable[[Sequence[Question], int], list[Found]]
+"""Questions and how many hits -> what was found, one a question; a search that fails gives no hits and a note."""
+
+
+def _from_index(model: Answerer, index: KnowledgeIndex | None, config: PipelineConfig) -> Retriever | None:
+    if index is None:
+        return None
+
+    def retrieve(questions: Sequence[Question], k: int) -> list[Found]:
+        if not len(index):
+            raise RetrievalError("the index is empty: there is nothing to search")
+        size = config.batch_size
+        k = min(k, len(index))
+        return search(model, index, questions, k, config.hops, size, config.vote, config.query, config.kind)
+
+    return retrieve
+
+
+def _reverse_image(model: Answerer, index: KnowledgeIndex | None, config: PipelineConfig) -> Retriever | None:
+    from ra_blip.retrieval.reverse_image import reverse_image
+
+    return reverse_image(model, index, config.provider, config.batch_size, config.hops)
+
+
+def _writer(model: Answerer, config: PipelineConfig) -> Writer:
+    if config.generator == "model":
+        return model
+    from ra_blip.generation.endpoint import open_endpoint
+
+    return open_endpoint(config.generator, model)
+
+
+def _threshold(model: Answerer, config: PipelineConfig) -> float:
+    if not config.adaptive:
+        return config.threshold
+    measured: float | None = getattr(model, "threshold", None)
+    if measured is None:
+        raise ConfigError("pipeline: adaptive: this model stores no threshold; train it with stage.name=rerank first")
+    return measured
+
+
+RETRIEVERS: dict[str, Callable[[Answerer, KnowledgeIndex | None, PipelineConfig], Retriever | None]] = {
+    "none": lambda model, index, config: None,
+    "index": _from_index,
+    "reverse_image": _reverse_image,
+}
 
 
 class Pipeline:
@@ -120,15 +224,21 @@ class Pipeline:
 
     Raises:
         IndexMismatch: another model built the index.
+        ConfigError: ``adaptive`` with a model that has no threshold of its own.
     """
 
     def __init__(self, model: Answerer, index: KnowledgeIndex | None, config: PipelineConfig | None = None) -> None:
-        """Check that model and index belong together."""
+        """Check that model and index belong together, and choose what retrieves."""
         self.model = model
         self.index = index
         self.config = config or PipelineConfig()
         if index is not None:
             index.check(model)
+        self.retriever = RETRIEVERS[self.config.retriever](model, index, self.config)
+        self.writer = _writer(model, self.config)
+        self._most = min(model.max_items, self.writer.max_items) if self.config.askg else self.writer.max_items
+        self._filters = Filters(self.config.filters, self._vectors)
+        self.threshold = _threshold(model, self.config)
 
     # a string is a sequence of strings; the first signature catches it
     @overload
@@ -166,7 +276,9 @@ class Pipeline:
         return [items[name] for name in trace.kept]
 
     def retrieve(self, questions: Sequence[Question]) -> list[Trace]:
-        """Search, hop and rank; the traces' ``hits``, ``kept`` and ``seconds`` are filled.
+        """Search, hop, filter and rank; the traces' ``hits``, ``dropped``, ``kept`` and ``seconds`` are filled.
+
+        Where no candidate is left, ``kept`` is empty and a note says so: the question is answered from itself alone.
 
         Raises:
             QuestionError, ImageError: as :meth:`__call__`.
@@ -175,50 +287,72 @@ class Pipeline:
         for question in questions:
             _check(question)
         traces = [Trace(question=question) for question in questions]
-        if self.index is None or not traces:
+        if self.retriever is None or not traces:
             return traces
-        if not len(self.index):
-            raise RetrievalError("the index is empty: there is nothing to search")
-        k = min(self.config.k, len(self.index))
         with _timed(traces, "search"):
-            config = self.config
-            found = search(self.model, self.index, questions, k, config.hops, config.batch_size, config.vote)
+            found = self.retriever(questions, self.config.k)
         candidates = [one.candidates for one in found]
+        if self.config.filters:
+            with _timed(traces, "filter"):
+                candidates = [self._filtered(trace, hits) for trace, hits in zip(traces, candidates, strict=True)]
         with _timed(traces, "rank"):
             rerank = RERANKERS[self.config.rerank]
             ranked = rerank(self.model, [one.question for one in found], candidates, self.config.batch_size)
-        keep = min(self.config.keep, self.model.max_items)
+        keep = min(self.config.keep, self._most)
         for trace, one, rank in zip(traces, found, ranked, strict=True):
             trace.hits = one.hits + [hit for hit in rank if hit.stage == "rank"]
-            trace.kept = [hit.item.id for hit in select(rank, keep, self.config.max_images, self.config.threshold)]
+            kept = select(rank, keep, self.config.max_images, self.threshold, self.config.keep_best)
+            trace.kept = [hit.item.id for hit in kept]
+            if not kept:
+                reason = "every candidate was filtered out or is below the threshold" if one.hits else "nothing found"
+                trace.notes.append(f"{one.note or reason}: answered from the question alone")
         return traces
+
+    def _filtered(self, trace: Trace, hits: Sequence[Hit]) -> list[Hit]:
+        left, trace.dropped = self._filters(trace.question, hits)
+        return left
+
+    def _vectors(self, items: Sequence[Item]) -> Vectors:
+        """Vectors of items: the index's where it has them, else the model's."""
+        if self.index is not None and all(item.id in self.index.items for item in items):
+            return self.index.vectors_of([item.id for item in items])
+        return embed_items(items, self.model, self.config.batch_size)
 
     def answer(self, traces: Sequence[Trace], knowledge: Sequence[Sequence[Item]]) -> None:
         """Judge ``knowledge`` and answer from it; fills the traces, ``hits`` aside.
 
         Args:
             traces: as :meth:`retrieve` gave them; a question that took two hops is asked in its expanded form.
-            knowledge: the items given to each, in prompt order; those past the model's ``max_items`` are left out.
+            knowledge: the items given to each, in prompt order; those past the writer's ``max_items`` are left out.
         """
         for start in range(0, len(traces), self.config.batch_size):
             part = slice(start, start + self.config.batch_size)
-            self._answer(traces[part], [list(items)[: self.model.max_items] for items in knowledge[part]])
+            self._answer(traces[part], [list(items)[: self._most] for items in knowledge[part]])
 
     def _answer(self, traces: Sequence[Trace], knowledge: Sequence[Sequence[Item]]) -> None:
         questions = [expanded(trace.question, trace.hits) for trace in traces]
+        shown = [present(items, self.config.knowledge, self.config.token_budget, self.model) for items in knowledge]
+        knowledge = [items for items, _ in shown]
         with _timed(traces, "judge"):
-            relevance = self.model.select(questions, knowledge)
-        for trace, items, shares in zip(traces, knowledge, relevance, strict=True):
+            shares = self.model.select(questions, knowledge) if self.config.askg else [_equal(one) for one in knowledge]
+        for trace, (items, notes), relevance in zip(traces, shown, shares, strict=True):
             trace.kept = [item.id for item in items]
-            trace.relevance = [round(float(share), 6) for share in shares]
+            trace.notes += notes
+            trace.relevance = [round(float(share), 6) for share in relevance]
             trace.judged = judged(trace.kept, trace.relevance, self.config.relevance)
         with _timed(traces, "generate"):
             if self.config.focus:
                 pairs = zip(traces, knowledge, strict=True)
                 knowledge = [[item for item in items if item.id in trace.judged] for trace, items in pairs]
-            generated = self.model.generate(questions, knowledge)
+            generated = self.writer.generate(questions, knowledge)
         for trace, one in zip(traces, generated, strict=True):
             trace.answer, trace.prompt, trace.decoding = one.answer, one.prompt, dict(one.decoding)
+            trace.tokens = dict(one.tokens)
+            trace.notes += [one.note] if one.note else []
+
+
+def _equal(items: Sequence[Item]) -> list[float]:
+    return [1 / len(items) for _ in items]
 
 
 def judged(kept: Sequence[str], relevance: Sequence[float], share: float) -> list[str]:

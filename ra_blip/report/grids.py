@@ -83,14 +83,14 @@ def _rows(trace: Trace, pictures: Pictures) -> str:
     rows = ""
     if trace.stage("hop"):
         first = [(hit.item, rank) for rank, hit in enumerate(trace.stage("search")[:4], 1)]
-        rows += _row("First search", first, trace, pictures)
+        rows += row("First search", first, trace, pictures)
     ranks = {hit.item.id: rank for rank, hit in enumerate(final, 1)}
     items = {hit.item.id: hit.item for hit in [*trace.hits, *final]}
     wanted = [hit.item.id for hit in final[:FIRST]]
     wanted += [key for key in [*trace.kept, *trace.question.gold] if key in items and key not in wanted]
     tiles = [(items[key], ranks.get(key)) for key in dict.fromkeys(wanted)]
     if tiles:
-        rows += _row("Second search" if trace.stage("hop") else "Found", tiles, trace, pictures)
+        rows += row("Second search" if trace.stage("hop") else "Found", tiles, trace, pictures)
     return rows + _remarks(trace, final, items)
 
 
@@ -109,7 +109,8 @@ def _remarks(trace: Trace, final: Sequence[Hit], items: dict[str, Item]) -> str:
     return f'<p class="note">{"; ".join(remarks)}</p>' if remarks else ""
 
 
-def _row(name: str, tiles: Sequence[tuple[Item, int | None]], trace: Trace, pictures: Pictures) -> str:
+def row(name: str, tiles: Sequence[tuple[Item, int | None]], trace: Trace, pictures: Pictures) -> str:
+    """HTML of a row of items, each with its rank or None: picture or words, scores, and what the model judged."""
     body = "".join(_tile(item, rank, trace, pictures) for item, rank in tiles)
     return f'<div class="row"><h4>{name}</h4><div class="tiles">{body}</div></div>'
 

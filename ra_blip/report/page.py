@@ -52,12 +52,31 @@ def write_report(
     pictures = Pictures()
     example = grids.example(scored, pictures)  # first, so that its pictures fit the budget
     sections = _sections(scored, metrics, logs or {}, edit, pictures)
+    return write_page(out, title, _lead(scored), sections, pictures, example)
+
+
+def write_page(
+    out: Path, title: str, lead: str, sections: Sequence[tuple[str, str, str]], pictures: Pictures, example: str = ""
+) -> Path:
+    """Write one self-contained page.
+
+    Args:
+        out: the HTML file.
+        title: heading, and
+        lead: the words below it; both are escaped here.
+        sections: (anchor, heading, HTML) of each.
+        pictures: those that the HTML refers to.
+        example: HTML beside the heading.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     resources = files("ra_blip.report")
     template = resources.joinpath("page.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]  # the policy allows this one script and no other
     page = Template(template).substitute(
         title=esc(title),
-        lead=_lead(scored),
+        lead=esc(lead, 2_000),
         example=example,
         nav="".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections),
         sections="".join(f'<section id="{key}"><h2>{name}</h2>{body}</section>' for key, name, body in sections),

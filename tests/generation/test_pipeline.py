@@ -156,7 +156,7 @@ def test_other_model_and_nan(tmp_path: Path) -> None:
         ({"k": 0}, "k is 0"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"hops": 3}, "hops 3"),
-        ({"rerank": "magic"}, "'magic' is not one of none, classifier"),
+        ({"rerank": "magic"}, "'magic' is not one of none, "),
     ],
 )
 def test_bad_config(values: dict[str, Any], message: str) -> None:
