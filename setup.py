@@ -39,6 +39,7 @@ setup(
         "fast": ["simplejpeg>=1.8"],  # decode quality `fastest`
         "track": ["wandb>=0.28", "tensorboard>=2.20"],
         "peft": ["peft>=0.21"],
+        "browser": ["playwright>=1.50"],  # reverse image search on a page; Chromium: `playwright install chromium`
         # What LAVIS imports, with nothing that asks for torchvision; LAVIS itself: see ra_blip/integrations/lavis.py.
         "lavis": [
             *("pandas", "iopath", "decord", "opencv-python-headless", "fairscale", "einops", "spacy"),

@@ -10,6 +10,7 @@ from typing import NoReturn, TextIO
 
 from ra_blip import __version__, commands
 from ra_blip.errors import RABlipError
+from ra_blip.generation.methods import METHODS
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +34,14 @@ def _recipe(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="dotted overrides, e.g. train.steps=100")
 
 
+def _train(parser: Parser) -> None:
+    _recipe(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print sizes, memory, arithmetic and what is missing, and train nothing"
+    )
+    parser.add_argument("--gpus", type=_positive, default=1, metavar="N", help="of --dry-run: GPUs (default: 1)")
+
+
 def _index(parser: Parser) -> None:
     parser.add_argument("items", nargs="?", metavar="ITEMS.jsonl", help="the items to embed")
     parser.add_argument("--model", metavar="DIR", help="model folder; needed unless items are only removed")
@@ -48,6 +57,12 @@ def _search(parser: Parser) -> None:
     parser.add_argument("--index", required=True, metavar="DIR", help="index folder")
     parser.add_argument("--k", type=_positive, metavar="K", help="items per question (default: 20, or all of fewer)")
     parser.add_argument("--out", required=True, metavar="HITS.jsonl")
+    parser.add_argument(
+        "--negatives",
+        action="store_true",
+        help="hard negatives to train with (data.mined): ranks 2 to K without what may be a right answer",
+    )
+    _method(parser, None)
     _features(parser)
 
 
@@ -69,12 +84,32 @@ def _evaluate(parser: Parser) -> None:
     _method(parser)
     _features(parser)
     parser.add_argument("--no-retrieval", action="store_true", help="answer without knowledge: --method none")
-    parser.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="further metrics")
+    further = "as well: recall@10, recall@20, ndcg@10, search_entity@1, search_entity@5, exact_match, token_f1, "
+    further += "answer_in_prediction, vqa_accuracy, aokvqa_accuracy, retrieval_f1"
+    parser.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help=further)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffles and distractors")
 
 
-def _method(parser: Parser) -> None:
-    parser.add_argument("--method", choices=sorted(commands.METHODS), default="ra_blip", help="(default: %(default)s)")
+def _compare(parser: Parser) -> None:
+    parser.add_argument("questions", metavar="QUESTIONS.jsonl")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
+    parser.add_argument("--index", required=True, metavar="DIR", help="index folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where comparison.json and comparison.html go")
+    rows = f"{', '.join(METHODS)}; a colon and changes make a variant: ra_blip:gold, ragvl:rerank=none+k=5"
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=rows)
+    parser.add_argument("--ablations", action="store_true", help="the usual variants of every method as well")
+    parser.add_argument(
+        "--models", nargs="+", action="extend", default=[], metavar="NAME=DIR", help="another model for a method"
+    )
+    parser.add_argument("--metric", metavar="METRIC", help="score by a metric of `ra-blip score` as well")
+    parser.add_argument("--references", metavar="R.jsonl", help="what that metric needs")
+    _features(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn knowledge and intervals")
+
+
+def _method(parser: Parser, default: str | None = "ra_blip") -> None:
+    shown = "(default: %(default)s)" if default else "what the method hands on, filtered and ranked (default: a search)"
+    parser.add_argument("--method", choices=sorted(METHODS), default=default, help=shown)
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="a=b", help="how to retrieve, e.g. keep=6 rerank=none"
     )
@@ -85,13 +120,14 @@ def _features(parser: Parser) -> None:
 
 
 def _score(parser: Parser) -> None:
-    metrics = "answers, aokvqa, caption, encyclopedic, infoseek, mmqa, retrieval, vqa, webqa"
+    metrics = "answers, aokvqa, binomial, caption, encyclopedic, infoseek, mmqa, retrieval, vqa, webqa"
     parser.add_argument("metric", metavar="METRIC", help=f"one of {metrics}")
     parser.add_argument("--predictions", required=True, metavar="P.jsonl", help="id, prediction, sources")
     parser.add_argument("--references", required=True, metavar="R.jsonl", help="id and what the metric needs")
     parser.add_argument("--per-question", action="store_true", help="show the values of every question as well")
     parser.add_argument("--bart-score", metavar="MODEL", help="webqa: a BART folder for the fluency score QA-FL")
     parser.add_argument("--bart-weights", metavar="FILE", help="weights to put over it, e.g. BARTScore's bart.pth")
+    parser.add_argument("--judge", metavar="NAME", help="answers, infoseek: offline, or the YAML file of an endpoint")
 
 
 def _report(parser: Parser) -> None:
@@ -161,12 +197,13 @@ _positive.__name__ = "whole number"  # argparse names the type in its message
 
 VERBS: dict[str, tuple[Callable[[Parser], None], Callable[[argparse.Namespace], int]]] = {
     "demo": (_demo, commands.demo),
-    "train": (_recipe, commands.train),
+    "train": (_train, commands.train),
     "config": (_recipe, commands.config),
     "index": (_index, commands.index),
     "search": (_search, commands.search),
     "ask": (_ask, commands.ask),
     "evaluate": (_evaluate, commands.evaluate),
+    "compare": (_compare, commands.compare),
     "score": (_score, commands.score),
     "report": (_report, commands.report),
     "check": (_check, commands.check),
@@ -195,7 +232,11 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0 success, 1 a failed check or a defect, 2 bad input, 130 interrupted."""
+    """Run one verb and return its exit code.
+
+    0 is success, 1 a failed check or a defect, 2 bad input, 75 a training run that was asked to stop and saved, 130
+    interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
@@ -217,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RABlipError):
-        return 2, str(error)
+        return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, OSError) and error.strerror:

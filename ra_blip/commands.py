@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import sys
 import tempfile
@@ -10,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ra_blip.errors import ConfigError, DataError, OutputError
-from ra_blip.records import Trace, read_items, read_questions, read_traces
+from ra_blip.generation.methods import METHODS
+from ra_blip.records import Question, Trace, read_items, read_questions, read_traces
 
 if TYPE_CHECKING:
     from ra_blip.models.rablip import RABlip
     from ra_blip.retrieval.index import KnowledgeIndex
-
-METHODS = {"none": False, "ra_blip": True}  # whether the method retrieves
+    from ra_blip.retrieval.search import Found
 
 
 def demo(arguments: Namespace) -> int:
@@ -36,6 +38,12 @@ def train(arguments: Namespace) -> int:
     from ra_blip.config import load_config
 
     config = load_config(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        from ra_blip.training.dry_run import dry_run
+
+        plan = dry_run(config, arguments.gpus)
+        print(shown_lines(plan.text))
+        return 2 if plan.problems else 0
     _require_folder(config.out)
     from ra_blip.training.run import train
 
@@ -80,16 +88,38 @@ def index(arguments: Namespace) -> int:
 
 
 def search(arguments: Namespace) -> int:
-    """Find the K best items for every question; the result also serves as hard negatives of training."""
+    """Find the K best items for every question; the result also serves as hard negatives of training.
+
+    With --negatives only what surely does not answer is written: neither the first hit nor a gold item nor one that is
+    nearly the same (cosine 0.94), nor one with an answer in its words.
+    """
     questions = read_questions(arguments.questions)
     _require_file(arguments.out)
     knowledge = _index(arguments.index)
-    from ra_blip.retrieval.search import search, write_hits
+    from ra_blip.retrieval.search import ALIKE, mine_hits, search, write_hits
 
+    model = _model(arguments.model, arguments.features)
     k = arguments.k or min(20, len(knowledge))
-    write_hits(arguments.out, search(_model(arguments.model, arguments.features), knowledge, questions, k))
+    if arguments.negatives:
+        found = mine_hits(model, knowledge, questions, k, per_question=k, skip=1, alike=ALIKE)
+        print(f"{sum(len(one.hits) for one in found):,} hard negatives, {k - 1} a question at most")
+    elif arguments.method or arguments.set:
+        found = _retrieved(model, knowledge, questions, arguments)
+    else:
+        found = search(model, knowledge, questions, k)
+    write_hits(arguments.out, found)
     print(f"{len(questions)} questions, hits in {arguments.out}")
     return 0
+
+
+def _retrieved(model: RABlip, index: KnowledgeIndex, questions: list[Question], arguments: Namespace) -> list[Found]:
+    """What a method hands on for each question, filtered and ranked."""
+    from ra_blip.generation.pipeline import Pipeline, PipelineConfig
+    from ra_blip.retrieval.search import Found
+
+    count = [f"k={arguments.k}"] if arguments.k else []
+    config = PipelineConfig.of([*count, *arguments.set], arguments.method or "ra_blip")
+    return [Found(one.question, one.retrieved()) for one in Pipeline(model, index, config).retrieve(questions)]
 
 
 def ask(arguments: Namespace) -> int:
@@ -97,7 +127,8 @@ def ask(arguments: Namespace) -> int:
     knowledge = _index(arguments.index) if _retrieves(arguments) else None
     from ra_blip.generation.pipeline import Pipeline, PipelineConfig
 
-    pipeline = Pipeline(_model(arguments.model, arguments.features), knowledge, PipelineConfig.of(arguments.set))
+    config = PipelineConfig.of(arguments.set, arguments.method)
+    pipeline = Pipeline(_model(arguments.model, arguments.features), knowledge, config)
     trace = pipeline(arguments.question, image=arguments.image)
     print(json.dumps(_trace_to_json(trace), ensure_ascii=False) if arguments.json else _trace_to_text(trace))
     return 0
@@ -111,13 +142,57 @@ def evaluate(arguments: Namespace) -> int:
     from ra_blip.evaluation.evaluate import evaluate
     from ra_blip.generation.pipeline import PipelineConfig
 
-    out, config = Path(arguments.out), PipelineConfig.of(arguments.set)
+    out, config = Path(arguments.out), PipelineConfig.of(arguments.set, arguments.method)
     model = _model(arguments.model, arguments.features)
     metrics = evaluate(model, knowledge, questions, out, config, metrics=arguments.metric, seed=arguments.seed)
     figures = ("retrieval", "answer", "askg", "extra")
     print(json.dumps({name: metrics[name] for name in figures if name in metrics}, indent=1))
     print(f"{len(questions)} questions, metrics and traces in {out}")
     return 0
+
+
+def compare(arguments: Namespace) -> int:
+    """Run several methods over the same questions and index: comparison.json and comparison.html.
+
+    Run again with the same OUT: continues, and takes over every row that was made from the same.
+    """
+    questions = read_questions(arguments.questions)
+    _require_folder(arguments.out)
+    from ra_blip.evaluation.compare import ablations, compare
+    from ra_blip.report.comparison import write_comparison
+
+    out = Path(arguments.out)
+    names = [name for part in arguments.methods for name in part.split(",") if name]
+    if arguments.ablations:
+        names += [variant for name in names if ":" not in name for variant in ablations(name)]
+    own = dict(pair.partition("=")[::2] for pair in arguments.models)
+    unused = [f"{name}={folder}" for name, folder in own.items() if name not in METHODS or not folder]
+    if unused:
+        raise ConfigError(f"compare: --models {unused[0]}: write METHOD=DIR, with a method of {', '.join(METHODS)}")
+    folders = {name: own.get(name, arguments.model) for name in METHODS}
+    loaded = functools.cache(lambda folder: _model(folder, arguments.features))
+    comparison, traces = compare(
+        lambda method: loaded(folders[method]),
+        lambda method: _weights(folders[method]),
+        _index(arguments.index),
+        questions,
+        out,
+        names,
+        arguments.seed,
+        arguments.metric,
+        arguments.references,
+    )
+    print(write_comparison(comparison, traces, out / "comparison.html"))
+    return 0
+
+
+def _weights(folder: str) -> str:
+    """What tells a model folder from another, and from itself after a training: names, sizes and times of files."""
+    path = Path(folder)
+    if not path.is_dir():
+        return folder  # a name on a hub
+    files = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(path.glob("*.*"))]
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def score(arguments: Namespace) -> int:
@@ -131,8 +206,13 @@ def score(arguments: Namespace) -> int:
         from ra_blip.evaluation.bart_score import BartScore
 
         likelihood = BartScore(arguments.bart_score, arguments.bart_weights)
+    judge = None
+    if arguments.judge:
+        from ra_blip.evaluation.judge import open_judge
+
+        judge = open_judge(arguments.judge)
     files = (arguments.predictions, arguments.references)
-    result = score(arguments.metric, *files, per_question=arguments.per_question, likelihood=likelihood)
+    result = score(arguments.metric, *files, arguments.per_question, likelihood, judge)
     if result["unknown"]:
         named = shown(", ".join(result["unknown_ids"]))
         many = f"{result['unknown']} predictions are" if result["unknown"] > 1 else "1 prediction is"
@@ -236,11 +316,11 @@ def _trace_to_text(trace: Trace) -> str:
         item = items[name]
         lines.append(f"  rests on {shown(name)} ({relevance[name]:.0%} relevant)")
         lines += [f"    {shown(part)}" for part in (item.full_text, item.image) if part]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  note: {shown(note)}" for note in trace.notes)])
 
 
 def _retrieves(arguments: Namespace) -> bool:
-    if not METHODS[arguments.method] or getattr(arguments, "no_retrieval", False):
+    if METHODS[arguments.method].get("retriever") == "none" or getattr(arguments, "no_retrieval", False):
         return False
     if not arguments.index:
         raise ConfigError(f"{arguments.verb}: --index is missing (answering without knowledge: --method none)")

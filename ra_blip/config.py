@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast
 
+from ra_blip.config_errors import explained, refuse_interpolation
 from ra_blip.errors import ConfigError
 from ra_blip.records import write_text
+
+Settings = TypeVar("Settings")
 
 
 @dataclasses.dataclass
@@ -69,7 +69,7 @@ class FromScratchConfig:
     overlap_marks: bool = False  # the prompt marks the words that an item shares with the question
     copy_head: bool = False  # pointer-generator output over the source tokens
     local_mixing: bool = False  # a width-5 convolution over the prompt embeddings
-    match_head: bool = False  # a direction of the soft tokens that says "this picture is the one asked for"
+    match_head: bool = False  # a bilinear score writes into soft tokens how far the picture is the one asked for
 
 
 @dataclasses.dataclass
@@ -103,6 +103,7 @@ class GeneratorConfig:
     beams: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    threshold: float | None = None  # of P(Yes) for a relevant item, measured at the end of the stage "rerank"
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     from_scratch: FromScratchConfig = dataclasses.field(default_factory=FromScratchConfig)
 
@@ -144,7 +145,7 @@ class ModelConfig:
 class StageConfig:
     """What one stage trains, and how its losses are weighed."""
 
-    name: Literal["pretrain", "retrieve", "rank", "answer"] = "answer"
+    name: Literal["pretrain", "retrieve", "rank", "answer", "rerank", "finetune"] = "answer"
     # pretrain
     concepts: float = 0.0  # caption words read off the patches; needs model.vision.concepts
     itc: float = 1.0
@@ -170,16 +171,27 @@ class StageConfig:
     warmup_steps: int = 0  # steps with the two settings below, for a generator trained from nothing
     warmup_askg: float = 1.0
     warmup_retrieved: float = 0.0
+    noise_step: int = 0  # noise-injected training: diffusion steps of 1000 on the contrasted picture, 0 is off
+    noise_at: Literal["pixels", "features", "soft"] = "pixels"  # what is noised: pixels, the tower's or the soft tokens
+    # finetune
+    label_smoothing: float = 0.1
+    # rerank, which takes all settings of answer
+    relevance: float = 1.0  # Yes or No to one item
+    held_out: int = 200  # samples kept out of training for the adaptive threshold, at most a tenth of them
 
 
 @dataclasses.dataclass
 class DataConfig:
     """Where the training records come from: a name in ``data/sources.py``, and what that source needs."""
 
-    name: Literal["records", "captions", "dataset", "shards", "atlas", "atlas_captions"] = "records"
+    name: Literal["records", "captions", "dataset", "shards", "retrieved", "atlas", "atlas_captions"] = "records"
     items: str | None = None  # items.jsonl
     questions: str | None = None  # questions.jsonl
     mined: str | None = None  # hits.jsonl of `ra-blip search`: hard negatives by question id
+    tasks: dict[str, float] = dataclasses.field(default_factory=dict)  # source `retrieved`: weight by question category
+    keep: int = 3  # source `retrieved`: most retrieved items in a prompt
+    no_retrieval: float = 0.1  # of its samples have no item, and this share
+    random_retrieval: float = 0.1  # items drawn at random
     root: str | None = None  # folder of a data set, or of shards; of a generated world, OUT/world where None
     dataset: str | None = None  # name in `data/readers/__init__.py`; None tells the layout by its files
     split: str = "train"  # of the data set; another one is trained on only when it is named here
@@ -201,6 +213,7 @@ class ParamRule:
     match: str = ".*"
     lr: float | None = None  # None freezes
     weight_decay: float = 0.0
+    layer_decay: float = 1.0  # factor on lr for each layer further down; `match` names the layer as (?P<layer>\d+)
 
 
 @dataclasses.dataclass
@@ -214,8 +227,24 @@ class TrainConfig:
     betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.98])
     clip: float = 1.0
     threads: int = 0  # torch threads; 0 leaves torch's choice
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; fp16 scales the loss
+    accumulate: int = 1  # parts into which a rank's share of the batch is cut, one after another, to save memory
+    ema: float = 0.0  # decay of an average of the weights, which is then evaluated and exported; 0 is off
+    compile: str | None = None  # torch.compile's backend for the layers, e.g. inductor
+    nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: the run stops, or leaves it out
+    max_skips: int = 10  # steps left out in a run before it stops all the same
     log_every: int = 1
+
+
+@dataclasses.dataclass
+class EvaluationConfig:
+    """Evaluation on held-out samples within the run, and by what the best checkpoint is told."""
+
+    every: int = 0  # steps, with a checkpoint each time; 0 never
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)  # where it differs from `data`, e.g. {split: val}
+    samples: int = 0  # at most; 0 takes all
+    metric: str = "loss"  # a number of the log: loss, a loss term, or what the stage reports, e.g. recall@1
+    greater: bool = False  # whether more of it is better
 
 
 @dataclasses.dataclass
@@ -224,6 +253,26 @@ class CheckpointConfig:
 
     every: int = 0  # steps; 0 saves at the end only
     keep: int = 2
+    failures: int = 3  # saves in a row that may fail, as on a full disk, before the run stops
+
+
+@dataclasses.dataclass
+class TrackConfig:
+    """Where the log goes beside ``log.jsonl`` (extra ``track``)."""
+
+    wandb: str | None = None  # project
+    wandb_mode: Literal["online", "offline"] = "offline"
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass
+class StrategyConfig:
+    """How several processes share the work; the launcher (``torchrun``, ``deepspeed``, SLURM) says how many."""
+
+    name: Literal["auto", "single", "ddp", "zero", "fsdp2"] = "auto"  # auto: ddp where there are several processes
+    config: str | None = None  # zero: DeepSpeed's own JSON, for example projects/deepspeed/zero2.json
+    cpu_offload: bool = False  # fsdp2: weights and moments wait in CPU memory; for zero its JSON says so
+    timeout: float = 600.0  # seconds after which a rank that waits for another gives up
 
 
 @dataclasses.dataclass
@@ -238,7 +287,10 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     params: list[ParamRule] = dataclasses.field(default_factory=lambda: [ParamRule(lr=1e-4, weight_decay=0.05)])
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: TrackConfig = dataclasses.field(default_factory=TrackConfig)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -250,24 +302,39 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """
     from omegaconf import OmegaConf
 
-    with _explained(str(path), RunConfig):
-        run = OmegaConf.structured(RunConfig)
-        if path is not None:
-            loaded = OmegaConf.load(path)
-            if not OmegaConf.is_dict(loaded):
-                raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
-            _refuse_interpolation(OmegaConf.to_container(loaded, resolve=False), str(path))
-            run = OmegaConf.merge(run, loaded)
+    run = _read(path, RunConfig)
     for override in overrides:
         source = f"override {override!r}"
         key, equals, value = override.partition("=")
         if not key or not equals:
             raise ConfigError(f"{source}: expected a.b=value")
-        _refuse_interpolation(value, source)
-        with _explained(source, RunConfig):
+        refuse_interpolation(value, source)
+        with explained(source, RunConfig):
             OmegaConf.update(run, key, OmegaConf.from_dotlist([f"value={value}"])["value"])
-    with _explained(str(path or "overrides"), RunConfig):
+    with explained(str(path or "overrides"), RunConfig):
         return cast(RunConfig, OmegaConf.to_object(run))
+
+
+def load_settings(path: str | Path, schema: type[Settings]) -> Settings:
+    """Any dataclass from a YAML file that lists what differs from its defaults. Raises as :func:`load_config`."""
+    from omegaconf import OmegaConf
+
+    with explained(str(path), schema):
+        return cast(Settings, OmegaConf.to_object(_read(path, schema)))
+
+
+def _read(path: str | Path | None, schema: type[Any]) -> Any:
+    from omegaconf import OmegaConf
+
+    with explained(str(path), schema):
+        settings = OmegaConf.structured(schema)
+        if path is None:
+            return settings
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
+        refuse_interpolation(OmegaConf.to_container(loaded, resolve=False), str(path))
+        return OmegaConf.merge(settings, loaded)
 
 
 def dump_config(config: Any) -> str:
@@ -282,80 +349,19 @@ def save_config(config: Any, path: str | Path) -> None:
     write_text(path, dump_config(config))
 
 
+def merged(config: Settings, changes: dict[str, Any], where: str) -> Settings:
+    """A config dataclass with the values of ``changes`` in it. Raises :class:`ConfigError` naming ``where``."""
+    from omegaconf import OmegaConf
+
+    refuse_interpolation(changes, where)
+    with explained(where, type(config)):
+        return cast(Settings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), changes)))
+
+
 def model_config_from_dict(value: dict[str, Any], where: str) -> ModelConfig:
     """A :class:`ModelConfig` from parsed JSON. Raises :class:`ConfigError` naming ``where`` and the key."""
     from omegaconf import OmegaConf
 
-    _refuse_interpolation(value, where)
-    with _explained(where, ModelConfig):
+    refuse_interpolation(value, where)
+    with explained(where, ModelConfig):
         return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), value)))
-
-
-def _refuse_interpolation(value: Any, source: str, key: str = "") -> None:
-    """OmegaConf would fill ``${oc.env:HOME}`` from the environment; a recipe means the same on every machine."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _refuse_interpolation(part, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for position, part in enumerate(value):
-            _refuse_interpolation(part, source, f"{key}[{position}]")
-    elif isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{source}: interpolation {value!r} is not allowed; write the value{_named(key)}")
-
-
-@contextlib.contextmanager
-def _explained(source: str, schema: type[Any]) -> Iterator[None]:
-    """Turn what OmegaConf, PyYAML and the file system raise into one :class:`ConfigError` line about ``source``."""
-    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-    from yaml import MarkedYAMLError, YAMLError
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise ConfigError(f"{source}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot be read ({error.strerror or error})") from None
-    except MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = (error.problem or "not YAML").replace("found duplicate key", "duplicate key")
-        raise ConfigError(f"{source}{line}: {problem}") from None
-    except GrammarParseError as error:
-        raise ConfigError(
-            f"{source}: not an allowed value, '${{' begins an interpolation{_named(error.full_key)}"
-        ) from None
-    except OmegaConfBaseException as error:
-        first = _with_nearest(str(error).strip().splitlines()[0], schema)
-        raise ConfigError(f"{source}: {first}{_named(error.full_key)}") from None
-    except (YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
-
-
-def _named(key: str | None) -> str:
-    return f" (key {key!r})" if key else ""
-
-
-def _with_nearest(message: str, schema: type[Any]) -> str:
-    """Add to OmegaConf's words on an unknown key, which know its section only: the key may stand in another one."""
-    unknown = re.match(r"Key '(.*)' not in '(\w+)'", message)
-    if unknown is None:
-        return message
-    wanted, section = unknown.groups()
-    paths = dict(_paths(schema))
-    inside = [path.rpartition(".")[2] for path, owner in paths.items() if owner == section]
-    leaves = {path.rpartition(".")[2]: path for path in reversed(paths)}  # reversed: the first of a name wins
-    if wanted in leaves:
-        return f"{unknown[0]}. Did you mean: {leaves[wanted]!r}?"
-    if "Did you mean" in message or not inside:
-        return message
-    if close := difflib.get_close_matches(wanted, inside, n=1) or difflib.get_close_matches(wanted, leaves, n=1):
-        return f"{message}. Did you mean: {close[0] if close[0] in inside else leaves[close[0]]!r}?"
-    return f"{message}. Keys here: {', '.join(inside)}"
-
-
-def _paths(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, owning dataclass's name) of every field below ``schema``; ``params[0]`` stands for each rule."""
-    for name, hint in get_type_hints(schema).items():
-        yield f"{prefix}{name}", schema.__name__
-        inner = next((part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None)
-        if isinstance(inner, type):
-            yield from _paths(inner, f"{prefix}{name}{'' if inner is hint else '[0]'}.")

@@ -9,7 +9,12 @@ class RABlipError(Exception):
     Args:
         message: one line that names the file, key or value, and the remedy. Control characters
             (a file name or a caption may hold terminal escapes) are shown escaped.
+
+    Attributes:
+        exit_code: of the command line.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
@@ -37,6 +42,10 @@ class IndexMismatch(RABlipError):
 
 class RetrievalError(RABlipError):
     """A search that cannot be answered: empty index, k larger than the index, vectors that are not numbers."""
+
+
+class RemoteError(RABlipError):
+    """A service on the network failed, or an address was refused: host not allowed, not public, reply too large."""
 
 
 class CheckpointError(RABlipError):

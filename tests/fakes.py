@@ -33,6 +33,8 @@ class Generated:
     answer: str
     prompt: str
     decoding: dict[str, int] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 class FakeModel:
@@ -60,8 +62,10 @@ class FakeModel:
         self.calls.append(("question", len(questions)))
         return np.stack([self._vector(words(q.text) + 3 * picture_words(q.image)) for q in questions])
 
-    def encode_items(self, items: Sequence[Item]) -> npt.NDArray[np.float32]:
-        """Bag of words and picture words."""
+    def encode_items(
+        self, items: Sequence[Item], questions: Sequence[Question] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Bag of words and picture words, whatever guides the reading."""
         self.calls.append(("items", len(items)))
         return np.stack([self._vector(words(i.full_text) + picture_words(i.image)) for i in items])
 
@@ -76,6 +80,17 @@ class FakeModel:
         self.calls.append(("judge", len(items)))
         return np.array([self._overlap(q, i) for q, i in zip(questions, items, strict=True)], dtype=np.float32)
 
+    def match(self, questions: Sequence[Question], items: Sequence[Item]) -> npt.NDArray[np.float32]:
+        """As :meth:`judge`, 0.5 for an item without a picture."""
+        self.calls.append(("match", len(items)))
+        shares = [self._overlap(q, i) if i.image else 0.5 for q, i in zip(questions, items, strict=True)]
+        return np.array(shares, dtype=np.float32)
+
+    def yes_no(self, questions: Sequence[Question], items: Sequence[Item]) -> npt.NDArray[np.float32]:
+        """As :meth:`judge`."""
+        self.calls.append(("yes_no", len(items)))
+        return np.array([self._overlap(q, i) for q, i in zip(questions, items, strict=True)], dtype=np.float32)
+
     def select(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> list[list[float]]:
         """Softmax over ten times the overlap."""
         self.calls.append(("select", len(questions)))
@@ -84,6 +99,10 @@ class FakeModel:
             weights = np.exp([10 * self._overlap(question, item) for item in items])
             shares.append((weights / weights.sum()).tolist() if len(items) else [])
         return shares
+
+    def item_tokens(self, item: Item) -> int:
+        """Content words, and four for a picture."""
+        return len(words(item.full_text)) + (4 if item.image else 0)
 
     def generate(self, questions: Sequence[Question], knowledge: Sequence[Sequence[Item]]) -> list[Generated]:
         """Last word of the best item; ``unknown`` without items."""

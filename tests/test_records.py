@@ -107,6 +107,9 @@ GOOD = {"id": "a", "text": "red"}
         ({"id": "", "text": "x"}, "line 3: 'id' is missing"),
         ({"id": 7, "text": "x"}, "line 3: 'id' must be a string, found int"),
         ({"id": "b"}, "line 3: item 'b' has neither text nor image"),
+        ({"id": "b", "text": " \t"}, "line 3: item 'b' has neither text nor image"),
+        ({"id": "b", "text": "\ud83d"}, "line 3: holds half a character"),
+        ("[" * 100_000 + "\n", "line 3: (nested too deeply|not JSON)"),
         ({"id": "b", "text": ["x"]}, "line 3: 'text' must be a string, found list"),
         ({"id": "a", "text": "again"}, "line 3: id 'a' was used in line 1; ids must be unique"),
     ],
@@ -130,6 +133,18 @@ def test_a_wrong_item_is_named_with_file_and_line(tmp_path: Path, bad: object, m
 def test_a_wrong_question_is_named_with_file_and_line(tmp_path: Path, bad: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_questions(lines(tmp_path / "questions.jsonl", bad))
+
+
+def test_the_mark_and_the_line_ends_of_windows_are_no_part_of_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "text": "\\ud83d\\ude00"}\r\n{"id": "b", "text": "x"}\r\n')
+    assert read_items(path) == [Item("a", "\U0001f600"), Item("b", "x")]
+
+
+def test_what_is_no_utf8_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"items\.jsonl: cannot be written: a text or the name of a picture"):
+        write_jsonl(tmp_path / "items.jsonl", [Item("a", image="b\udcff.jpg")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
