@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ra_blip.config import StrategyConfig
-from tests.training.test_strategy import imported, train  # noqa: F401
+from tests.training.test_strategy import furthest, imported, train  # noqa: F401
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="package deepspeed is not installed"),
@@ -38,6 +38,4 @@ def test_zero_gives_the_losses_of_ddp_saves_goes_on_and_leaves_the_same_model(
     wanted = load_file(tmp_path / "model-10.safetensors")
     found = train(tmp_path, zero, stage, 0, 5) + train(tmp_path, zero, stage, 5, 10)
     assert torch.allclose(torch.tensor(found), torch.tensor(ddp), atol=1e-5, rtol=1e-5)
-    model = load_file(tmp_path / "model-10.safetensors")
-    assert model.keys() == wanted.keys()
-    assert all(torch.allclose(model[name], wanted[name], atol=1e-4) for name in wanted)
+    assert furthest(load_file(tmp_path / "model-10.safetensors"), wanted) < 1e-4
