@@ -111,15 +111,31 @@ class Zero(Sharded):
 
     def write(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
         """Into the fp32 weights that the optimizer updates, and into those that the model computes with."""
-        import deepspeed
+        if self.stage == 3:
+            self._write_part(parameter, value, key)
+            return
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if key:
             safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            safe_set_full_fp32_param(parameter, value)
+            parameter.data.copy_(value)
+
+    def _write_part(self, parameter: Any, value: Tensor, key: str | None) -> None:
+        """Stage 3; DeepSpeed's own way in takes no parameter whose size the ranks do not divide."""
+        import deepspeed
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        size = int(parameter.ds_tensor.ds_numel)
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
+        part = padded[size * self.rank : size * (self.rank + 1)]
+        if key:
+            safe_set_local_optimizer_state(parameter, part, key)
             return
-        safe_set_full_fp32_param(parameter, value)
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            if self.stage < 3 or self.rank == 0:
+        safe_set_local_fp32_param(parameter, part)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if self.rank == 0:
                 parameter.data.copy_(value)
 
     def steps_done(self) -> Tensor | None:

@@ -194,7 +194,7 @@ def test_sources_over_a_generated_world(tmp_path: Path) -> None:
 
 
 def test_names_of_sources() -> None:
-    assert sorted(SOURCES) == ["atlas", "atlas_captions", "captions", "dataset", "records", "shards"]
+    assert sorted(SOURCES) == ["atlas", "atlas_captions", "captions", "dataset", "records", "retrieved", "shards"]
 
 
 def test_golds_of_each_kind_and_never_the_questions_own_picture(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_saved_model_over_released_weights_is_the_same(tmp_path: Path, text_to
     images = [str(one.image) for one in asked]
     with torch.inference_mode():
         expected = first.vision(first.processor.pixels(images))
-    assert torch.equal(first.image_features(images), expected), "features in fp32 are the tower's own"
+    assert close(first.image_features(images), expected, 1e-5), "features in fp32 are the tower's own"
     kept = [RABlip.from_pretrained(tmp_path / "hub", tmp_path / "features").image_features(images) for _ in range(2)]
     assert torch.equal(kept[0], expected) and torch.equal(kept[1], expected)
 

@@ -26,7 +26,7 @@ RULES = {
         ParamRule(r"vision\..*|retriever\..*|ranker\..*|reader\.generator\.llm\..*"),
         ParamRule(".*", 1e-2, 0.1),
     ],
-    "pretrain": [ParamRule(r"retriever\..*", 1e-2, 0.1), ParamRule(".*")],
+    "pretrain": [ParamRule(r"retriever\..*", 1e-3, 0.1), ParamRule(".*")],
 }
 
 

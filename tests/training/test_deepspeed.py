@@ -37,5 +37,6 @@ def test_zero_gives_the_losses_of_ddp_saves_goes_on_and_leaves_the_same_model(
     ddp = train(tmp_path, StrategyConfig("ddp"), stage, 0, 10)
     wanted = load_file(tmp_path / "model-10.safetensors")
     found = train(tmp_path, zero, stage, 0, 5) + train(tmp_path, zero, stage, 5, 10)
-    assert torch.allclose(torch.tensor(found), torch.tensor(ddp), atol=1e-5, rtol=1e-5)
+    losses, norms = (torch.tensor(found) - torch.tensor(ddp)).abs().T
+    assert losses.max() < 1e-5 and norms.max() < 1e-3
     assert furthest(load_file(tmp_path / "model-10.safetensors"), wanted) < 1e-4

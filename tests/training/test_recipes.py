@@ -24,7 +24,11 @@ RECIPES = sorted(path for path in PROJECTS.rglob("*.yaml") if path.parent.name !
 def test_a_recipe_parses_and_its_rules_fit(path: Path) -> None:
     run = load_config(path)
     assert run.stage.name in STAGES and run.data.name in SOURCES
-    built = model(overrides=(*SCRATCH, "vision.concepts=8"))
+    lora: tuple[str, ...] = ()
+    if run.model.generator.lora.rank:
+        pytest.importorskip("peft", reason="extra peft is not installed")
+        lora = ("generator.lora={rank: 2, targets: [q, v]}",)
+    built = model(overrides=(*SCRATCH, "vision.concepts=8", *lora))
     table = apply_rules(built, run.params)
     dead = [row.rule.match for row in table[:-1] if not row.names]
     assert dead == [], "a rule that matches nothing is a misspelt one"
