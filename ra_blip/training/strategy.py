@@ -28,7 +28,7 @@ class Strategy:
     """One process.
 
     The calls of a step, in order: :meth:`zero_grad`; for each micro batch :meth:`forward` and :meth:`backward`;
-    :meth:`average_gradients`, :meth:`clip_gradients`, :meth:`all_finite`, :meth:`step`.
+    :meth:`average_gradients`, :meth:`clip_gradients`, :meth:`step`.
 
     Attributes:
         rank, world: this process among how many.
@@ -103,14 +103,6 @@ class Strategy:
         """Forget the gradients of the step before."""
         optimizer.zero_grad(set_to_none=True)
 
-    def any(self, *flags: Tensor | bool) -> list[bool]:
-        """For each flag, whether it is up on some rank; one collective for all of them."""
-        return [bool(flag) for flag in flags]
-
-    def all_finite(self, value: Tensor) -> bool:
-        """Whether a scalar is finite on every rank."""
-        return not self.any(~torch.isfinite(value.detach()))[0]
-
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
         """What a checkpoint holds: trained weights and buffers by name, and moments as ``name|key``.
 
@@ -180,14 +172,6 @@ class DataParallel(Strategy):
         flat /= self.world
         for parameter, grad in zip(parameters, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
             parameter.grad = grad
-
-    def any(self, *flags: Tensor | bool) -> list[bool]:
-        """One rank is enough."""
-        import torch.distributed as dist
-
-        up = torch.stack([torch.as_tensor(flag, device=self.device).reshape(()).int() for flag in flags])
-        dist.all_reduce(up, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in up.tolist()]
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
         """As for one process: all ranks hold the same."""

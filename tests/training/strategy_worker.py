@@ -55,7 +55,7 @@ def main(out: Path, config: StrategyConfig, name: str, begin: int, end: int, tra
         strategy.backward(loss)
         strategy.average_gradients(strategy.trained)
         norm = strategy.clip_gradients(strategy.trained, train.clip)
-        assert strategy.all_finite(loss + norm)
+        assert torch.isfinite(loss + norm)
         strategy.step(optimizer)
         losses.append([float(loss.detach()), float(norm)])
     weights, moments = strategy.state(model, optimizer)
