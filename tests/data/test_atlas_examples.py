@@ -154,7 +154,8 @@ def test_impossible_samples_are_refused(
 
 
 def test_smallest_world_has_samples() -> None:
-    sample(AtlasExamples(World.generate(16, 0), "kb", "retrieve", rename=False, negatives=4), 200)
+    found = sample(AtlasExamples(World.generate(16, 0), "kb", "retrieve", rename=False, negatives=4), 200)
+    assert all(example.gold and len(example.negatives) == 4 for example in found)
 
 
 def test_texts_for_the_tokenizer_hold_no_test_name(world: World) -> None:

@@ -25,6 +25,7 @@ from ra_blip.models.folder import (
 from ra_blip.models.processor import Processor, train_tokenizer
 from ra_blip.models.rablip import RABlip
 from ra_blip.records import Item, Question
+from tests.crash import Crash, Crashing
 from tests.tiny import SCRATCH, TEXTS, model, model_config, picture
 
 TIED = ("generator.config.tie_word_embeddings=true",)
@@ -143,20 +144,7 @@ def test_a_crash_while_saving_never_loses_the_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
     old, new = _two()
-    steps = 0
-
-    class Crash(BaseException):
-        pass
-
-    def step(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps == crash_at:
-                raise Crash
-            return function(*args, **kwargs)
-
-        return call
+    step = Crashing(crash_at)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", step(RENAME))
@@ -166,7 +154,7 @@ def test_a_crash_while_saving_never_loses_the_model(
             crashed = False
         except Crash:
             crashed = True
-    assert crashed == (steps == crash_at)
+    assert crashed == (step.steps == crash_at)
     assert RABlip.from_pretrained(folder).fingerprint in (old.fingerprint, new.fingerprint)
     new.save_pretrained(folder)
     assert RABlip.from_pretrained(folder).fingerprint == new.fingerprint

@@ -16,6 +16,7 @@ from ra_blip.errors import ConfigError, DataError, IndexMismatch, OutputError, R
 from ra_blip.records import Item
 from ra_blip.retrieval import index_folder
 from ra_blip.retrieval.index import KnowledgeIndex, choose_factory
+from tests.crash import Crash, Crashing
 from tests.fakes import FakeModel, world
 
 pytest.importorskip("faiss")
@@ -222,20 +223,7 @@ def test_a_crash_while_saving_never_loses_the_index(
     model = FakeModel(dimension=16)
     index = KnowledgeIndex.load(folder)
     index.add([Item("new", text="new")], model)
-    steps = 0
-
-    class Crash(BaseException):
-        pass
-
-    def step(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps == crash_at:
-                raise Crash
-            return function(*args, **kwargs)
-
-        return call
+    step = Crashing(crash_at)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", step(RENAME))
@@ -247,7 +235,7 @@ def test_a_crash_while_saving_never_loses_the_index(
             crashed = False
         except Crash:
             crashed = True
-    assert crashed == (steps == crash_at)
+    assert crashed == (step.steps == crash_at)
     assert len(KnowledgeIndex.load(folder)) in (12, 13)
     index.save(folder)
     assert len(KnowledgeIndex.load(folder)) == 13
