@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar, cast
 
 from ra_blip.config_errors import explained, refuse_interpolation
 from ra_blip.errors import ConfigError
-from ra_blip.records import write_text
 
 Settings = TypeVar("Settings")
 
@@ -204,6 +203,7 @@ class DataConfig:
     views: int = 1  # pictures are also seen flipped and cropped, as this many views drawn from; 1 is the picture alone
     rename: bool = False  # fresh names and facts each time an entity is drawn
     features: str | None = None  # folder that keeps frozen vision features across runs; memory alone where None
+    damaged: float = 0.001  # share of samples replaced because a picture cannot be opened; 0 stops at the first
 
 
 @dataclasses.dataclass
@@ -234,6 +234,7 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: the run stops, or leaves it out
     max_skips: int = 10  # steps left out in a run before it stops all the same
     log_every: int = 1
+    workers: int = 0  # threads that draw the samples of the next steps and open their pictures; 0 does it in the step
 
 
 @dataclasses.dataclass
@@ -342,11 +343,6 @@ def dump_config(config: Any) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def save_config(config: Any, path: str | Path) -> None:
-    """Write a config dataclass as YAML. Raises :class:`OutputError`."""
-    write_text(path, dump_config(config))
 
 
 def merged(config: Settings, changes: dict[str, Any], where: str) -> Settings:

@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ TSV_INDEXES = (".lineidx", ".lineidx.new")  # endings in place of .tsv
 
 Offsets = npt.NDArray[np.int64] | dict[int, int]  # of rows by their number, or by the picture's id
 Mark = tuple[int, int]  # size and time of a file: another pair, another file
+Row = tuple[int, int, int, int, bytes]  # of a tar's index: offset, size, CRC-32, sample, name
 
 
 def split(name: str | Path) -> tuple[Path, str] | None:
@@ -40,13 +41,13 @@ def split(name: str | Path) -> tuple[Path, str] | None:
     if (".tar#" not in text and ".tsv#" not in text) or os.path.exists(text):
         return None
     found = [(Path(text[: at.end()]), text[at.end() + 1 :]) for at in _INSIDE.finditer(text)]
-    return next((pair for pair in found if pair[0].is_file()), found[0])
+    return next((pair for pair in found if os.path.isfile(pair[0])), found[0])
 
 
 def is_there(name: str | Path) -> bool:
     """Whether the file, or the container of a picture, is there."""
     inside = split(name)
-    return (inside[0] if inside else Path(name)).is_file()
+    return os.path.isfile(inside[0] if inside else name)  # False for a name that no file can have, too: pathlib raises
 
 
 def stamp(name: str | Path) -> Mark | None:
@@ -54,7 +55,7 @@ def stamp(name: str | Path) -> Mark | None:
     inside = split(name)
     try:
         return mark_of(inside[0] if inside else Path(name))
-    except OSError:
+    except (OSError, ValueError):  # the second for a name that no file can have
         return None
 
 
@@ -73,7 +74,7 @@ def read_bytes(name: str | Path, limit: int) -> bytes:
         return _read_file(Path(name), limit)
     container, place = inside
     try:
-        if not container.exists():
+        if not os.path.exists(container):
             raise ImageError(f"{container}: no such container (of picture {place!r})")
         return (_read_tar if container.suffix == ".tar" else _read_tsv)(container, place, limit)
     except OSError as error:
@@ -84,14 +85,9 @@ def read_bytes(name: str | Path, limit: int) -> bytes:
         raise ImageError(str(error)) from None
 
 
-def open_at(path: Path, mark: Mark | None = None) -> OpenFile:
-    """A file to read by position; it stays open for this process. Raises OSError."""
-    return _opened(path, mark or mark_of(path))
-
-
 def read_at(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file by position; fewer where it ends. Raises OSError."""
-    return open_at(path).read(offset, size)
+    """Bytes of a file by position, fewer where it ends; the file stays open for this process. Raises OSError."""
+    return _opened(path, mark_of(path)).read(offset, size)
 
 
 def mark_of(path: Path) -> Mark:
@@ -124,7 +120,7 @@ os.register_at_fork(after_in_child=_opened.cache_clear)  # a forked worker opens
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    if not path.exists():
+    if not os.path.exists(path):
         raise ImageError(f"{path}: no such picture")
     if not path.is_file():  # a pipe would block, a folder cannot be read
         raise ImageError(f"{path}: not a file")
@@ -170,24 +166,25 @@ class TarIndex:
         return tar.with_suffix(".index.npy")
 
     @staticmethod
+    def array(rows: Sequence[Row]) -> npt.NDArray[np.void]:
+        """Rows as the structured array that an index is."""
+        return np.array(rows, TarIndex.dtype(max((len(row[4]) for row in rows), default=1)))
+
+    @staticmethod
     def dtype(longest: int) -> np.dtype[np.void]:
         """Type of a row whose name has at most ``longest`` bytes."""
         columns = [("offset", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("sample", "<i4"), ("name", f"S{longest}")]
         return np.dtype(columns)
 
-    def read(self, tar: Path, row: int) -> bytes:
+    def read(self, tar: Path, row: Row) -> bytes:
         """The bytes of one member. Raises :class:`DataError` where the tar ends early or a checksum differs."""
-        offset, size, crc, _, name = self.rows[row].item()
+        offset, size, crc, _, name = row
         data = read_at(tar, offset, size)
-        self.verify(tar, name, crc, size, data)
-        return data
-
-    def verify(self, tar: Path, name: bytes, crc: int, size: int, data: bytes | memoryview) -> None:
-        """Raise :class:`DataError` where a member's bytes are not those that were indexed."""
         if len(data) != size:
             raise DataError(f"{tar}: ends inside member {name.decode()!r}; get the file again")
         if self.checked and zlib.crc32(data) != crc:
             raise DataError(f"{tar}: member {name.decode()!r} was altered (checksum differs); get the file again")
+        return data
 
 
 def load_index(tar: Path) -> TarIndex | None:
@@ -274,15 +271,16 @@ def _tar_index(tar: Path, mark: Mark) -> TarIndex:
     if found is not None:
         return found
     rows = [(offset, size, 0, 0, name.encode("utf-8")) for name, offset, size in members(tar)]
-    return TarIndex(np.array(rows, TarIndex.dtype(max((len(row[4]) for row in rows), default=1))), checked=False)
+    return TarIndex(TarIndex.array(rows), checked=False)
 
 
 def _read_tar(tar: Path, place: str, limit: int) -> bytes:
     index = _tar_index(tar, mark_of(tar))
-    row = index.by_name.get(place.removeprefix("./"))
-    if row is None:
+    number = index.by_name.get(place.removeprefix("./"))
+    if number is None:
         raise ImageError(f"{tar}: no member {place!r} among its {len(index.rows)}")
-    _check_size(f"{tar}#{place}", int(index.rows["size"][row]), limit)
+    row: Row = index.rows[number].item()
+    _check_size(f"{tar}#{place}", row[1], limit)
     return index.read(tar, row)
 
 
@@ -350,11 +348,11 @@ def _row(tsv: Path, offset: int, limit: int, where: str) -> bytes:
     size = tsv.stat().st_size
     if not 0 <= offset < size:
         raise ImageError(f"{where}: its row begins at byte {offset}, the file ends at {size}: cut; get it again")
-    parts: list[bytes] = []
-    while block := read_at(tsv, offset + sum(map(len, parts)), _CHUNK):
+    row = bytearray()
+    while block := read_at(tsv, offset + len(row), _CHUNK):
         head, newline, _ = block.partition(b"\n")
-        parts.append(head)
+        row += head
         if newline:
             break
-        _check_size(where, sum(map(len, parts)), limit)
-    return b"".join(parts)
+        _check_size(where, len(row), limit)
+    return bytes(row)

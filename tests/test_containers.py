@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ra_blip import containers
-from ra_blip.containers import OPEN_FILES, members, read_bytes, split, stamp
+from ra_blip.containers import OPEN_FILES, is_there, members, read_bytes, split, stamp
 from ra_blip.errors import DataError, ImageError
 from ra_blip.images import open_image
 
@@ -251,3 +251,10 @@ def test_a_damaged_row_and_a_wrong_id_are_refused(tmp_path: Path) -> None:
         open_image(f"{tsv}#30000000")
     with pytest.raises(ImageError, match="a whole number"):
         open_image(f"{tsv}#one")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x" * 300 + ".tar#a.jpg", "a\0b.jpg", "a\0/b.tsv#7"])
+def test_a_name_that_no_file_can_have_is_of_no_picture(name: str) -> None:
+    assert not is_there(name) and stamp(name) is None
+    with pytest.raises(ImageError, match="no such"):
+        read_bytes(name, LIMIT)

@@ -69,7 +69,8 @@ def check(path: str | Path, pictures: float = 1.0) -> Checked:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if files := _data_files(path):
-        looking = _Check(Checked(_layout(path)), pictures)
+        folder = "index" if (path / "index.faiss").exists() else "folder"
+        looking = _Check(Checked(files.get(path, folder)), pictures)
         looking.files(files)
     else:
         reader = probe(path)
@@ -177,12 +178,6 @@ def _counted(where: str, found: Iterable[Record], bar: tqdm[Any]) -> Iterator[tu
     for record in found:
         bar.update()
         yield f"{where} {record.id!r}", record
-
-
-def _layout(path: Path) -> str:
-    if path.is_dir():
-        return "index" if (path / "index.faiss").exists() else "folder"
-    return kind_of(path)
 
 
 def _data_files(path: Path) -> dict[Path, str]:

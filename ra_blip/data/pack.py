@@ -15,11 +15,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ra_blip.containers import Row
 from ra_blip.data.readers import open_dataset
 from ra_blip.data.readers.captions import CaptionDataset
 from ra_blip.data.readers.dataset import Problems
 from ra_blip.data.readers.plain import kind_of, records
-from ra_blip.data.shards import MANIFEST, Row, save_index
+from ra_blip.data.shards import MANIFEST, save_index
 from ra_blip.errors import DataError, OutputError
 from ra_blip.folders import replacing
 from ra_blip.images import JPEG, PNG, WEBP, Quarantine, decode, format_of, read_picture

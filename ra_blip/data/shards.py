@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ra_blip.containers import INDEXES, Mark, TarIndex, load_index, mark_of, members, open_at, read_at, split_key
+from ra_blip.containers import INDEXES, Mark, Row, TarIndex, load_index, mark_of, members, read_at, split_key
 from ra_blip.data.readers.dataset import Problems
 from ra_blip.data.stream import Mixture
 from ra_blip.errors import DataError
@@ -32,8 +32,6 @@ MANIFEST = "manifest.json"
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LONGEST_CAPTION = 10_000  # letters; what is longer is a page that was taken for a caption
 _CHUNK = 1 << 24
-
-Row = tuple[int, int, int, int, bytes]  # offset, size, CRC-32, sample, name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +69,8 @@ class ShardSet:
 
     def read(self, number: int) -> Sample:
         """One sample with all its bytes. Raises :class:`DataError` where one of them was altered."""
-        tar, mark, index, rows = self._rows(number)
-        file, key, parts = open_at(tar, mark), _key(rows), {}
-        for offset, size, crc, _, name in rows:
-            part = file.read(offset, size)
-            index.verify(tar, name, crc, size, part)
-            parts[name[len(key) + 1 :].decode().lower()] = part
-        return Sample(tar, key.decode(), parts)
+        tar, index, key, rows = self._rows(number)
+        return Sample(tar, key, {part: index.read(tar, row) for part, row in rows.items()})
 
     def items(self, number: int) -> list[Item]:
         """A sample as items whose picture is named, not read: one, or one a caption where `pack` found several.
@@ -100,30 +93,30 @@ class ShardSet:
 
     def _records(self, number: int) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Where a sample stands, the name of its picture, and its raw records."""
-        tar, _, index, rows = self._rows(number)
-        key = _key(rows)
-        by_part = {row[4][len(key) + 1 :].decode().lower(): row for row in rows}
-        member = next((by_part[part][4].decode() for part in PICTURES if part in by_part), None)
+        tar, index, key, rows = self._rows(number)
+        member = next((rows[part][4].decode() for part in PICTURES if part in rows), None)
         picture = f"{tar}#{member}" if member else None
-        where = f"{tar}, sample {key.decode()!r}"
-        texts = {part: _text(tar, index, by_part[part]) for part in ("json", "txt") if part in by_part}
+        where = f"{tar}, sample {key!r}"
+        texts = {part: _text(tar, index, rows[part]) for part in ("json", "txt") if part in rows}
         value = _object(texts["json"], where) if "json" in texts else {}
         if self.manifest is not None:
             return where, picture, [value, *value.get("others", ())]
         words = texts.get("txt", "").strip() or value.get("caption")
-        return where, picture, [{"id": f"{tar.stem}/{key.decode()}", "text": words}]
+        return where, picture, [{"id": f"{tar.stem}/{key}", "text": words}]
 
-    def _rows(self, number: int) -> tuple[Path, Mark, TarIndex, list[Row]]:
+    def _rows(self, number: int) -> tuple[Path, TarIndex, str, dict[str, Row]]:
+        """The tar of a sample, its index, the sample's key, and the rows of its members by their extension."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = bisect.bisect_right(self._ends, number)
         tar = self.shards[shard]
-        mark = mark_of(tar)
-        index = _kept_index(tar, mark)
+        index = _kept_index(tar, mark_of(tar))
         at = number - (self._ends[shard - 1] if shard else 0)
         begin = index.starts[at]
         end = index.starts[at + 1] if at + 1 < len(index.starts) else len(index.rows)
-        return tar, mark, index, index.rows[begin:end].tolist()
+        rows: list[Row] = index.rows[begin:end].tolist()
+        key = split_key(rows[0][4].decode())[0]
+        return tar, index, key, {row[4].decode()[len(key) + 1 :].lower(): row for row in rows}
 
 
 class ShardPictures:
@@ -192,7 +185,7 @@ def _kept_index(tar: Path, mark: Mark) -> TarIndex:
     found = load_index(tar)
     if found is None:
         rows = list(_index_rows(tar))
-        found = TarIndex(rows_array(rows), checked=True)
+        found = TarIndex(TarIndex.array(rows), checked=True)
         with contextlib.suppress(OSError):  # a folder of somebody else: the index is made again by the next process
             save_index(tar, rows, mark[0])
     return found
@@ -227,10 +220,6 @@ def _index_rows(tar: Path) -> Iterator[Row]:
         print(f"ra-blip: {tar}: {loose} members are not called key.extension and belong to no sample", file=sys.stderr)
 
 
-def _key(rows: Sequence[Row]) -> bytes:
-    return split_key(rows[0][4].decode())[0].encode()
-
-
 def _checksum(tar: Path, offset: int, size: int) -> int:
     crc = 0
     for at in range(0, size, _CHUNK):
@@ -238,14 +227,9 @@ def _checksum(tar: Path, offset: int, size: int) -> int:
     return crc
 
 
-def rows_array(rows: Sequence[Row]) -> np.ndarray:
-    """Rows as the structured array that an index is."""
-    return np.array(rows, TarIndex.dtype(max((len(row[4]) for row in rows), default=1)))
-
-
 def save_index(tar: Path, rows: Sequence[Row], size: int) -> None:
     """Write the index of a tar of ``size`` bytes beside it. Raises OSError where that folder cannot be written."""
-    body = rows_array(rows)
+    body = TarIndex.array(rows)
     last = (size, 0, zlib.crc32(body.tobytes()), rows[-1][3] + 1 if rows else 0, b"")
     path = TarIndex.beside(tar)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -263,23 +247,19 @@ def _manifest(root: Path, shards: Sequence[Path]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     value = _object(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    listed = value.get("shards")
+    listed = value["shards"] if isinstance(value.get("shards"), dict) else {}
     there = {tar.name: tar.stat().st_size for tar in shards}
-    if not isinstance(listed, dict) or listed != there:
-        told = listed.items() if isinstance(listed, dict) else ()
-        names = sorted({name for name, _ in told ^ there.items()})
+    if listed != there:
+        names = sorted(name for name in listed.keys() | there.keys() if listed.get(name) != there.get(name))
         raise DataError(f"{root}: {MANIFEST} and the shards here differ in {', '.join(names[:3])}; get the set again")
     return value
 
 
 def _text(tar: Path, index: TarIndex, row: Row) -> str:
-    offset, size, crc, _, name = row
-    data = read_at(tar, offset, size)
-    index.verify(tar, name, crc, size, data)
     try:
-        return data.decode("utf-8-sig")
+        return index.read(tar, row).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{tar}: member {name.decode()!r} is not UTF-8 (byte {error.start + 1})") from None
+        raise DataError(f"{tar}: member {row[4].decode()!r} is not UTF-8 (byte {error.start + 1})") from None
 
 
 def _item(record: dict[str, Any], image: str | None) -> Item:

@@ -1,6 +1,6 @@
 """Batches from a weighted mixture of sources: which samples, in which order, on which rank; resumed by arithmetic.
 
-A batch is a pure function of (seed, epoch, position), so that the state of a stream is these two numbers. Samples come
+A batch is a pure function of (seed, epoch, position), so that these numbers are all that resuming needs. Samples come
 in *windows* of some batches: a window holds each source's exact share, taken from that source in blocks of neighbours
 (shards are read in long runs); inside it samples are shuffled, or sorted by length and cut into batches whose order is
 shuffled (little padding). Each global batch is dealt to the ranks in turn, so that ranks share no sample and have
@@ -12,14 +12,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ra_blip.errors import ConfigError, ImageError
-from ra_blip.images import Quarantine
+from ra_blip.errors import ConfigError
 
 BLOCK = 256  # samples read one after another
 BLOCKS = 64  # of a source at least: of a small one they are shorter
@@ -180,115 +179,3 @@ class Mixture:
         sizes = [len(source) for source in self.sources]
         draws = Plan(sizes, batch=1, seed=seed, weights=self.weights, window=WINDOW).order(epoch)
         return self._starts[draws[:, 0]] + draws[:, 1]
-
-
-@dataclasses.dataclass
-class _Dataset:
-    """Map-style: a draw of the plan to a prepared sample, or to the message of a picture that is damaged."""
-
-    sources: Sequence[Samples]
-    seed: int
-    prepare: Callable[[Any], Any]
-    strict: bool
-
-    def __getitem__(self, draw: Sequence[int]) -> tuple[Any, str | None]:
-        source, index, turn = draw
-        rng = np.random.default_rng([self.seed, source, index, turn])
-        try:
-            return self.prepare(self.sources[source].draw(index, rng)), None
-        except ImageError as error:
-            if self.strict:
-                raise
-            return None, str(error)
-
-
-@dataclasses.dataclass
-class _Collate:
-    """Samples of a batch together, in the worker; beside them what was damaged."""
-
-    collate: Callable[[list[Any]], Any]
-
-    def __call__(self, found: Sequence[tuple[Any, str | None]]) -> tuple[Any, int, list[str]]:
-        whole = [sample for sample, damage in found if damage is None]
-        damaged = [damage for _, damage in found if damage is not None]
-        return self.collate(whole) if whole else None, len(whole), damaged
-
-
-def _as_it_is(sample: Any) -> Any:
-    return sample
-
-
-class Stream:
-    """The batches of a plan, by a plain ``DataLoader``; iterating goes on from ``(epoch, position)``, without an end.
-
-    Args:
-        sources: the samples, in the order of ``plan.sizes``.
-        plan: which samples make which batch.
-        rank: whose batches.
-        prepare: done to each sample in the worker, for example opening its picture.
-        collate: a list of prepared samples to a batch, in the worker.
-        workers: processes; 0 loads in this one. Their number changes no batch.
-        quarantine: counts damaged pictures, whose samples are then missing from their batch; None raises the first.
-
-    Attributes:
-        epoch: of the next batch.
-        position: of the next batch in its epoch. Both are the whole state: set them, and the stream goes on from there.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Samples],
-        plan: Plan,
-        rank: int = 0,
-        prepare: Callable[[Any], Any] = _as_it_is,
-        collate: Callable[[list[Any]], Any] = list,
-        workers: int = 0,
-        quarantine: Quarantine | None = None,
-    ) -> None:
-        if [len(source) for source in sources] != list(plan.sizes) or not 0 <= rank < plan.world:
-            raise ConfigError(f"the plan is for {plan.world} ranks and sources of {list(plan.sizes)} samples")
-        self.plan, self.rank, self.workers, self.quarantine = plan, rank, workers, quarantine
-        self.epoch = self.position = 0
-        self._dataset = _Dataset(sources, plan.seed, prepare, strict=quarantine is None)
-        self._collate = _Collate(collate)
-
-    def state(self) -> dict[str, int]:
-        """What :meth:`restore` needs to go on behind the last batch that was handed out."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on from a state. Raises :class:`ConfigError` where the plan has no such position."""
-        if not (state["epoch"] >= 0 and 0 <= state["position"] < self.plan.batches):
-            raise ConfigError(f"stream state {state}: an epoch of this plan has {self.plan.batches} batches")
-        self.epoch, self.position = state["epoch"], state["position"]
-
-    def __iter__(self) -> Iterator[Any]:
-        import torch
-        from torch.utils.data import DataLoader
-
-        loader: DataLoader[Any] = DataLoader(
-            self._dataset,  # type: ignore[arg-type]  # it needs no length: the sampler says what there is
-            batch_sampler=self._draws(),
-            num_workers=self.workers,
-            collate_fn=self._collate,
-            generator=torch.Generator().manual_seed(self.plan.seed),  # the loader would draw from the global one
-        )
-        for batch, count, damaged in loader:
-            self.epoch, self.position = self._next(self.epoch, self.position)
-            if self.quarantine is not None:
-                self.quarantine.good(count)
-                for message in damaged:
-                    self.quarantine.bad(message)
-            if not count:
-                raise ImageError(f"every picture of a batch is damaged; the last: {damaged[-1]}")
-            yield batch
-
-    def _draws(self) -> Iterator[list[list[int]]]:
-        """What the workers are asked for, ahead of what was handed out."""
-        epoch, position = self.epoch, self.position
-        while True:
-            yield self.plan.at(epoch, position, self.rank).tolist()
-            epoch, position = self._next(epoch, position)
-
-    def _next(self, epoch: int, position: int) -> tuple[int, int]:
-        return (epoch, position + 1) if position + 1 < self.plan.batches else (epoch + 1, 0)

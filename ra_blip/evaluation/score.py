@@ -75,9 +75,8 @@ def score(
         **chosen.made_with(),
     }
     for breakdown, group in {"by_category": _category, **chosen.groups}.items():
-        names = list(dict.fromkeys(group(row) for row in rows))
-        if names != [None]:
-            result[breakdown] = {name: _part(chosen, rows, table, group, name) for name in names if name is not None}
+        if parts := _parts(rows, group):
+            result[breakdown] = {name: _part(chosen, rows, table, places) for name, places in parts.items()}
     if per_question:
         result["per_question"] = {row.id: values for row, values in zip(rows, table, strict=True)}
     return result
@@ -149,11 +148,17 @@ def _category(row: Row) -> str | None:
     return row.text("category")
 
 
-def _part(
-    metric: Metric, rows: Sequence[Row], table: Sequence[Values], group: Callable[[Row], str | None], name: str
-) -> dict[str, Any]:
-    """The figures of the rows of one group."""
-    places = [i for i, row in enumerate(rows) if group(row) == name]
+def _parts(rows: Sequence[Row], group: Callable[[Row], str | None]) -> dict[str, list[int]]:
+    """The places of the rows of each group, for those that are of one."""
+    found: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if (name := group(row)) is not None:
+            found.setdefault(name, []).append(place)
+    return found
+
+
+def _part(metric: Metric, rows: Sequence[Row], table: Sequence[Values], places: Sequence[int]) -> dict[str, Any]:
+    """The figures of some rows."""
     return {"questions": len(places), **_figures(metric, [rows[i] for i in places], [table[i] for i in places])}
 
 

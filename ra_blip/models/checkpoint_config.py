@@ -127,7 +127,7 @@ def _set_qformer(config: ModelConfig, shapes: Shapes, given: Any) -> None:
         layers=len(layers_of(shapes, "qformer.layers.{i}.query_norm.weight")),
         heads=given.num_attention_heads if given is not None else _heads(width, HEAD, "Q-Former"),
         ffn=shapes["qformer.layers.0.query_ffn.0.weight"][0],
-        cross_every=crossed.step if isinstance(crossed, range) else 1,
+        cross_every=crossed.step,
         reader_text="qformer.words.weight" in shapes,
     )
     if "qformer.positions.weight" in shapes:

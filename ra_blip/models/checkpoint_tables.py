@@ -103,12 +103,7 @@ _BLOCK: tuple[tuple[str, str | tuple[str, ...], str, str], ...] = (
 _QKV = ("query", "key", "value")
 # One layer of the Q-Former: group, ours, both others; {self} is "self" in LAVIS and "attention" in Hugging Face.
 _LAYER: tuple[tuple[str, str, str | tuple[str, ...], str], ...] = (
-    (
-        "qformer",
-        "attention.qkv.{p}",
-        tuple(f"attention.{{self}}.{x}.{{p}}" for x in ("query", "key", "value")),
-        "stack",
-    ),
+    ("qformer", "attention.qkv.{p}", tuple(f"attention.{{self}}.{x}.{{p}}" for x in _QKV), "stack"),
     ("qformer", "attention.out.{p}", "attention.output.dense.{p}", "same"),
     ("qformer", "attention_norm.{p}", "attention.output.LayerNorm.{p}", "same"),
     ("qformer", "cross.q.{p}", "crossattention.{self}.query.{p}", "same"),
@@ -128,13 +123,7 @@ _EYE, _HF_EYE = "visual_encoder.", "vision_model.embeddings."
 _SINGLE: tuple[tuple[str, str, str | tuple[str, ...], str, str], ...] = (
     ("eva", "vision.model.cls_token", _EYE + "cls_token", _HF_EYE + "class_embedding", "same"),
     ("eva", "vision.model.pos_embed", _EYE + "pos_embed", _HF_EYE + "position_embedding", "same"),
-    (
-        "eva",
-        "vision.model.patch_embed.{p}",
-        "visual_encoder.patch_embed.proj.{p}",
-        _HF_EYE + "patch_embedding.{p}",
-        "same",
-    ),
+    ("eva", "vision.model.patch_embed.{p}", _EYE + "patch_embed.proj.{p}", _HF_EYE + "patch_embedding.{p}", "same"),
     ("qformer", "ln_vision.{p}", "ln_vision.{p}", "vision_model.post_layernorm.{p}", "same"),
     ("qformer", "qformer.query_tokens", "query_tokens", "query_tokens", "same"),
     ("qformer", "qformer.embedding_norm.{p}", _BERT + "embeddings.LayerNorm.{p}", "{norm}.{p}", "same"),

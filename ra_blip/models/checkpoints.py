@@ -172,7 +172,7 @@ def expected(layout: str, rows: Sequence[Row], stored: Collection[str]) -> Itera
                 yield from (other.format(i=i, p=p) for other in others)
 
 
-def layers_of(names: Collection[str], native: str) -> Sequence[int]:
+def layers_of(names: Collection[str], native: str) -> range:
     """The numbers that ``{i}`` of a native name pattern stands for in a whole checkpoint with the layers of ``names``.
 
     Cross-attention stands in the first layer and in every so-manyth one from there.

@@ -127,10 +127,9 @@ def export(model: RABlip, out: str | Path, to: Target = "hf", half: str = "reade
 
 def _merged(views: Sequence[View], half: str | None, config: ModelConfig, report: LoadReport) -> Weights:
     """The weights of one half out of all checkpoints; what belongs to the other half is reported."""
-    fills = [found.half for found in views]
     ours = {name.partition(".")[0] for found in views if not found.half for name in found.stored}
-    chosen = half or next((one for one in reversed(fills) if one), None) or ("reader" if "reader" in ours else "")
-    chosen = chosen or ("retriever" if "retriever" in ours else "")
+    held = [one for one in ("reader", "retriever") if one in ours]
+    chosen = next((one for one in (half, *(found.half for found in reversed(views)), *held) if one), "")
     merged = Weights(chosen, {}, config)
     for found in views:
         for name, stored in found.stored.items():
@@ -225,8 +224,8 @@ def _write_pickle(out: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_native(folder: Path, name: str, given: Weights, tensors: dict[str, Tensor]) -> None:
     parts = sorted({key.partition(".")[0] for key in tensors})
-    portable = dataclasses.replace(given.config, tokenizer=TokenizerConfig())
-    config = {"format": FORMAT, "partial": parts, "model": dataclasses.asdict(portable)}
+    model = dataclasses.replace(given.config, tokenizer=TokenizerConfig())  # paths are this machine's
+    config = {"format": FORMAT, "partial": parts, "model": dataclasses.asdict(model)}
     write_weights(folder, tensors, config)
     _write_tokenizers(folder, "native", given.config)
     (folder / "README.md").write_text(card(name, config, tensors), encoding="utf-8")
@@ -235,7 +234,8 @@ def _write_native(folder: Path, name: str, given: Weights, tensors: dict[str, Te
 def _write_hf(folder: Path, given: Weights, tensors: dict[str, Tensor]) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    llm: dict[str, Any] = given.config.generator.config if any(_llm(name) for name in given.stored) else {}
+    with_llm = any(name.startswith("generator.llm.") for name in given.stored)
+    llm: dict[str, Any] = given.config.generator.config if with_llm else {}
     shapes = {name: stored.shape for name, stored in given.stored.items()}
     config = hugging_face_config(given.layout("hf"), given.config, shapes, llm)
     if given.config.tokenizer.llm:  # without it the class cannot tell where in a prompt the picture stands
@@ -250,7 +250,3 @@ def _write_tokenizers(folder: Path, layout: str, config: ModelConfig) -> None:
     for kind, place in tokenizer_places(layout, folder).items():
         if name := getattr(config.tokenizer, kind):
             load_tokenizer(name).save_pretrained(place)
-
-
-def _llm(name: str) -> bool:
-    return name.startswith("generator.llm.")

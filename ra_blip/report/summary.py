@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ra_blip.evaluation.metrics.answers import exact_match
+from ra_blip.evaluation.metrics.retrieval import recall, reciprocal_rank
 from ra_blip.records import Trace
 
 UNNAMED = "uncategorised"
@@ -27,7 +29,6 @@ class Scored:
 
 def score(traces: Iterable[Trace]) -> list[Scored]:
     """Judge each answer: exact match with any reference after normalisation (case, punctuation, articles)."""
-    from ra_blip.evaluation.metrics.answers import exact_match
 
     def right(trace: Trace) -> bool | None:
         references = trace.question.answers
@@ -88,8 +89,5 @@ def _figures(scored: Sequence[Scored]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _retrieval(trace: Trace) -> dict[str, float]:
-    gold = set(trace.question.gold)
-    ids = [hit.item.id for hit in trace.retrieved()]
-    first = next((rank for rank, found in enumerate(ids[:10], 1) if found in gold), None)
-    shares = {f"recall@{k}": len(gold.intersection(ids[:k])) / len(gold) for k in (1, 5)}
-    return {**shares, "mrr@10": 1 / first if first else 0.0}
+    found, gold = [hit.item.id for hit in trace.retrieved()], trace.question.gold
+    return {**{f"recall@{k}": recall(found, gold, k) for k in (1, 5)}, "mrr@10": reciprocal_rank(found, gold, 10)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ra_blip.errors import DataError, OutputError, RetrievalError
+from ra_blip.containers import stamp
+from ra_blip.errors import OutputError, RetrievalError
 from ra_blip.records import Item, Question, write_text
 
 Vectors = npt.NDArray[np.float32]
@@ -140,39 +140,12 @@ def embed_to_shards(
     return np.concatenate(parts) if parts else np.empty((0, model.dimension), dtype=np.float32)
 
 
-def read_shards(folder: str | Path) -> tuple[list[str], Vectors]:
-    """Ids and (N, D) float32 vectors of a finished :func:`embed_to_shards`.
-
-    Raises:
-        DataError: the folder is unfinished, or a shard is missing or damaged.
-    """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a finished set of vector shards ({error}); embed again") from None
-    parts = []
-    for number, (name, digest) in enumerate(manifest["shards"].items()):
-        rows = min(plan["shard_size"], manifest["count"] - number * plan["shard_size"])
-        vectors = _read_shard(folder / name, (rows, plan["dimension"]), digest)
-        if vectors is None:
-            raise DataError(f"{folder / name}: missing or damaged; embed again, the other shards are kept")
-        parts.append(vectors)
-    return ids, np.concatenate(parts)
-
-
 def _plan(items: Sequence[Item], model: Encoder, shard_size: int) -> dict[str, Any]:
     digest = hashlib.sha256()
     for item in items:
-        # size and time of the picture: replaced under the same name, it is another picture
-        try:
-            status = os.stat(item.image) if item.image else None
-        except OSError:
-            status = None  # the encoder names the missing picture
-        stamp = (status.st_size, status.st_mtime_ns) if status else None
-        digest.update(repr((item.id, item.title, item.text, item.image, stamp)).encode())
+        # replaced under the same name, it is another picture; that one is missing, the encoder says
+        mark = stamp(item.image) if item.image else None
+        digest.update(repr((item.id, item.title, item.text, item.image, mark)).encode())
     return {
         "format": SHARD_FORMAT,
         "fingerprint": dict(model.fingerprint),
@@ -215,12 +188,10 @@ def _read_shard(path: Path, shape: tuple[int, int], digest: str | None) -> Vecto
 
 
 def _write_shard(path: Path, vectors: Vectors) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, vectors, allow_pickle=False)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as out:
-            out.write(buffer.getbuffer())
+            np.save(out, vectors, allow_pickle=False)
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, path)

@@ -50,9 +50,9 @@ def _where(asked: Asked, keeps: Callable[[Item], bool]) -> list[Hit]:
     return [hit for hit in asked.hits if keeps(hit.item)]
 
 
-def _stem(name: str) -> str:
-    """An id without the number that tells the captions of one picture apart: ``391895.2`` -> ``391895``."""
-    return re.sub(r"\.\d+$", "", name)
+def _ids(item: Item) -> set[str]:
+    """An item's id, also without the number that tells the captions of one picture apart: ``391895.2``, ``391895``."""
+    return {item.id, re.sub(r"\.\d+$", "", item.id)}
 
 
 def same_id(asked: Asked) -> list[Hit]:
@@ -60,7 +60,7 @@ def same_id(asked: Asked) -> list[Hit]:
     question = asked.question
     return _where(
         asked,
-        lambda item: _stem(item.id) != question.id and (item.image is None or item.image != question.image),
+        lambda item: question.id not in _ids(item) and (item.image is None or item.image != question.image),
     )
 
 
@@ -127,7 +127,7 @@ def held_out(asked: Asked) -> list[Hit]:
     ids, pictures = _evaluated(asked.value)
     return _where(
         asked,
-        lambda item: _stem(item.id) not in ids and not (item.image and pictures and _digest(item.image) in pictures),
+        lambda item: not (ids & _ids(item)) and not (item.image and pictures and _digest(item.image) in pictures),
     )
 
 
@@ -165,8 +165,10 @@ class Filters:
             wanted = FILTERS[name][1]
             if bool(wanted) != bool(value):
                 raise ConfigError(f"filters: write {name}{f':{wanted.upper()}' if wanted else ''}, not {one!r}")
-            if wanted in ("bits", "cosine", "count") and not _is_number(value):
+            if wanted in ("bits", "cosine") and not _is_number(value):
                 raise ConfigError(f"filters: {one!r}: {wanted} must be a number")
+            if wanted == "count" and not value.isdecimal():
+                raise ConfigError(f"filters: {one!r}: count must be a whole number")
             self.chain.append((name, value))
 
     def __call__(self, question: Question, hits: Sequence[Hit]) -> tuple[list[Hit], dict[str, list[str]]]:

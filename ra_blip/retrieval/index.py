@@ -44,6 +44,7 @@ class KnowledgeIndex:
 
     Attributes:
         items: the items by id.
+        kinds: how many there are of each kind.
         fingerprint: names the model and preprocessing that made the vectors.
         dimension: length of a vector.
         factory: FAISS factory string of the index.
@@ -53,6 +54,7 @@ class KnowledgeIndex:
         """Join a FAISS index to its items; use :meth:`build` or :meth:`load` instead."""
         self._index = index
         self.items = {item.id: item for item in items}
+        self.kinds = Counter(item.kind for item in self.items.values())
         self._by_key = {_key(item.id): item for item in self.items.values()}
         if len(self._by_key) != len(self.items):
             raise DataError("two item ids have the same 63-bit hash; rename one of them")
@@ -128,6 +130,7 @@ class KnowledgeIndex:
             vectors = embed_items(items, model, batch_size)
             self._index.add_with_ids(vectors, _keys(item.id for item in items))
             self.items.update(by_id(items))
+            self.kinds.update(item.kind for item in items)
             self._by_key.update(grown)
 
     def remove(self, ids: Iterable[str]) -> None:
@@ -151,6 +154,7 @@ class KnowledgeIndex:
             raise RetrievalError(f"an index of kind {self.factory!r} cannot remove items; rebuild it") from None
         if removed != len(chosen):
             raise RetrievalError(f"{removed} of {len(chosen)} items were removed; the index is damaged, rebuild it")
+        self.kinds.subtract(self.items[name].kind for name in chosen)
         for name in chosen:
             del self.items[name], self._by_key[_key(name)]
 

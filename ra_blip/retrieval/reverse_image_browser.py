@@ -30,7 +30,6 @@ class BrowserProvider:
         page: executable, sandbox and the file of selectors.
         http: allowed hosts, without ``*``; ``timeout`` is that of each step.
         folder: where the file of selectors is looked for.
-        resolver: host and port to addresses; another one in tests.
 
     Raises:
         ConfigError: no selectors, or a selector that is needed is empty.
@@ -38,7 +37,7 @@ class BrowserProvider:
         RemoteError: a host is not found, or not public.
     """
 
-    def __init__(self, page: PageConfig, http: HttpConfig, folder: Path, resolver: Resolve = resolve) -> None:
+    def __init__(self, page: PageConfig, http: HttpConfig, folder: Path) -> None:
         if not page.selectors:
             raise ConfigError("provider 'browser': page.selectors is missing, the file that says how to read the page")
         self._selectors = load_settings(folder / page.selectors, Selectors)
@@ -48,7 +47,7 @@ class BrowserProvider:
         _playwright()
         self._page = page
         self._http = http
-        self._rules = _resolver_rules(http, resolver)
+        self._rules = _resolver_rules(http)
         self._searches = 0
         self.name = f"browser {parse_url(self._selectors.start)}"
 
@@ -62,9 +61,8 @@ class BrowserProvider:
         if self._searches >= self._http.quota:
             raise RemoteError(f"{self.name}: the quota of {self._http.quota} searches is used up")
         self._searches += 1
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # Playwright does not start in one that runs an event loop, as notebooks do
+        # Playwright does not start in a thread that runs an event loop, as notebooks do
+        with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._opened, picture, k).result()
 
     def _opened(self, picture: bytes, k: int) -> list[Result]:
@@ -134,7 +132,7 @@ def _guard(http: HttpConfig, route: Any) -> None:
         route.abort("blockedbyclient")
 
 
-def _resolver_rules(http: HttpConfig, resolver: Resolve) -> str:
+def _resolver_rules(http: HttpConfig, resolver: Resolve = resolve) -> str:
     """Chromium's ``--host-resolver-rules``: the allowed hosts at their checked addresses, and nothing else."""
     client = HttpClient(http, resolver)
     rules = []

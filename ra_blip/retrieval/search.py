@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_blip.errors import DataError
-from ra_blip.records import Hit, Item, Question, entity, read_jsonl, with_context, write_jsonl
+from ra_blip.records import Hit, Item, Question, entity, with_context, write_jsonl
 from ra_blip.retrieval.embed import Encoder, Vectors, embed_questions
 from ra_blip.retrieval.index import KnowledgeIndex
 
@@ -123,7 +122,7 @@ def _nearest(index: KnowledgeIndex, vectors: Vectors, k: int, kind: str, stage: 
     """The ``k`` nearest items of a kind, fewer where there are fewer: the search is widened until they are found."""
     if not kind:
         return index.search(vectors, k, stage)
-    wanted, wide = min(k, sum(item.kind == kind for item in index.items.values())), k
+    wanted, wide = min(k, index.kinds[kind]), k
     while True:
         rows = [[hit for hit in row if hit.item.kind == kind][:k] for row in index.search(vectors, wide, stage)]
         if wide == len(index) or all(len(row) == wanted for row in rows):
@@ -168,8 +167,6 @@ def mine_hits(
     questions: Sequence[Question],
     k: int,
     per_question: int,
-    hops: int = 2,
-    batch_size: int = 64,
     skip: int = 0,
     alike: float = 2.0,
 ) -> list[Found]:
@@ -180,7 +177,7 @@ def mine_hits(
     is ``alike`` or more. Errors as :func:`search`.
     """
     mined = []
-    for found in search(model, index, questions, k, hops, batch_size):
+    for found in search(model, index, questions, k):
         wrong = [hit for hit in found.candidates[skip:] if is_negative(found.question, hit.item)]
         mined.append(Found(found.question, _unlike_gold(index, found.question, wrong, alike)[:per_question]))
     return mined
@@ -199,14 +196,6 @@ def is_negative(question: Question, item: Item) -> bool:
     return item.id not in question.gold and not contains_answer(item, question.answers)
 
 
-def mine_negatives(
-    model: Encoder, index: KnowledgeIndex, questions: Sequence[Question], k: int, per_question: int
-) -> dict[str, tuple[str, ...]]:
-    """The ids of :func:`mine_hits` by question id, hardest first."""
-    mined = mine_hits(model, index, questions, k, per_question)
-    return {found.question.id: tuple(hit.item.id for hit in found.hits) for found in mined}
-
-
 def write_hits(path: str | Path, found: Iterable[Found]) -> None:
     """Write ``{"id": question id, "hits": [{"id", "score", "stage"}]}``, a line per question.
 
@@ -219,24 +208,3 @@ def write_hits(path: str | Path, found: Iterable[Found]) -> None:
 def hit_to_dict(hit: Hit) -> dict[str, Any]:
     """A hit as it stands in JSON: the item's id, the score and the stage."""
     return {"id": hit.item.id, "score": round(hit.score, 6), "stage": hit.stage}
-
-
-def read_hits(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Item ids by question id, of the last stage (``hop`` before ``search``), as written by :func:`write_hits`.
-
-    Raises:
-        DataError: missing or malformed file, or a question listed twice, with the line number.
-    """
-    hits: dict[str, tuple[str, ...]] = {}
-    for number, value in read_jsonl(path):
-        where = f"{path}, line {number}"
-        try:
-            pairs = [(str(hit["id"]), str(hit["stage"])) for hit in value["hits"]]
-            name = str(value["id"])
-        except (KeyError, TypeError):
-            raise DataError(f'{where}: expected {{"id": ..., "hits": [{{"id", "score", "stage"}}]}}') from None
-        if name in hits:
-            raise DataError(f"{where}: question {name!r} is listed twice")
-        last = [item for item, stage in pairs if stage == "hop"]
-        hits[name] = tuple(last or [item for item, _ in pairs])
-    return hits

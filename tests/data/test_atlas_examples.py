@@ -16,7 +16,7 @@ from ra_blip.data.atlas_text import CATEGORIES, likeness
 from ra_blip.errors import ConfigError, DataError, OutputError
 from ra_blip.records import Example, Item, Question
 
-PURPOSES: tuple[Purpose, ...] = ("retrieve", "answer")
+PURPOSES: tuple[Purpose, ...] = ("retrieve", "rerank", "answer")
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +106,21 @@ def test_some_distractors_are_hard(world: World, rename: bool) -> None:
         alike += [likeness(name, other) for other in others]
     assert 0.3 < np.mean([value >= 1 for value in alike]) < 0.8  # by chance about 0.16
     looks = {e.picture: np.array(e.look.key) for e in world.entities}
-    same = []
-    for example in sample(AtlasExamples(world, "kb", "retrieve", ["described_picture"], rename, negatives=2), 200):
-        gold = looks[stem(example.gold[0].image)]
-        same += [int((looks[stem(item.image)] == gold).sum()) for item in example.negatives]
-    assert np.mean(same) > 1.2  # by chance 1/6 + 1/8 + 1/8 + 1/4 + 1/5 = 0.87
+    for purpose in PURPOSES:
+        same = []
+        for example in sample(AtlasExamples(world, "kb", purpose, ["described_picture"], rename, negatives=2), 200):
+            gold = looks[stem(example.gold[0].image)]
+            same += [int((looks[stem(item.image)] == gold).sum()) for item in example.negatives]
+        assert (np.mean(same) > 1.2) == (purpose != "answer")  # by chance 1/6 + 1/8 + 1/8 + 1/4 + 1/5 = 0.87
 
 
 def test_both_hops_are_trained(world: World) -> None:
     found = sample(AtlasExamples(world, "kb", "retrieve", ["question_picture"], rename=True, negatives=2), 400)
     assert 0.65 < np.mean([example.question.image is not None for example in found]) < 0.85
-    second = sample(AtlasExamples(world, "kb", "answer", ["question_picture"], rename=True, negatives=2), 100)
-    assert all(e.question.image is None and " a view of " in e.question.text for e in second)
-    assert all(e.gold[0].kind == "text" for e in second)
+    for purpose in ("rerank", "answer"):
+        second = sample(AtlasExamples(world, "kb", purpose, ["question_picture"], rename=True, negatives=2), 100)
+        assert all(e.question.image is None and " a view of " in e.question.text for e in second)
+        assert all(e.gold[0].kind == "text" for e in second)
 
 
 def test_another_item_of_the_building_is_sometimes_a_distractor(world: World) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ra_blip.data.held_out import hold_out
-from ra_blip.training.engine import samples_at
+from ra_blip.training.samples import Loader
 
 
 class Letters:
@@ -32,7 +32,8 @@ def test_held_out_samples_are_never_trained_on() -> None:
     rest, held = hold_out(Letters(), 3, seed=1)
     kept_out = {index for index, _ in held}
     assert len(rest) == 37 and len(kept_out) == 3
-    drawn = [index for step in range(8) for index, _ in samples_at(rest, step, 37, seed=1)]
+    loader = Loader(rest, size=37, seed=1, steps=8)
+    drawn = [index for step in range(8) for index, _ in loader.at(step)]
     assert sorted(drawn) == sorted(8 * [index for index in range(40) if index not in kept_out])
     assert list(rest.texts()) == ["a"]
 

@@ -206,6 +206,18 @@ def test_pictures_do_not_lie_outside_the_data_set(tmp_path: Path) -> None:
     assert list(dataset.items()) == [] and dataset.problems.counts == {"missing image": 2}
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + "/a.jpg", "a\0/a.jpg"])
+def test_a_picture_whose_name_no_file_can_have_is_missing(name: str, tmp_path: Path) -> None:
+    value = {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    layouts.put_json(tmp_path / "coco" / "captions.json", value)
+    asked = {"question_id": "q", "question": "?", "image": name}
+    layouts.put_json(tmp_path / "lavis" / "aokvqa" / "annotations" / "aokvqa_v1p0_test.json", [asked])
+    write_jsonl(tmp_path / "plain" / "items.jsonl", [{"id": "1", "image": name}])
+    captions, questions, items = (open_dataset(tmp_path / one) for one in ("coco", "lavis", "plain"))
+    assert [*captions.items(), *questions.questions("test"), *items.items()] == []
+    assert [one.problems.counts for one in (captions, questions, items)] == [{"missing image": 1}] * 3
+
+
 def test_nocaps_reports_its_domains_and_keeps_its_test_captions(tmp_path: Path) -> None:
     dataset = made("nocaps", tmp_path)
     assert [one["category"] for one in dataset.references("val")] == ["in-domain", "near-domain", "out-domain"]

@@ -13,7 +13,7 @@ from ra_blip.data.record_examples import BalancedExamples, CaptionPictures, Reco
 from ra_blip.data.sources import SOURCES
 from ra_blip.errors import ConfigError, DataError
 from ra_blip.records import Example, Item, Question, read_items, read_questions, write_jsonl
-from ra_blip.training.engine import samples_at
+from ra_blip.training.samples import Loader
 
 FACTS = [Item(f"f{i}", f"Fact number {i} speaks of tower {i}.") for i in range(12)]
 ANSWERED = Item("answered", "Another place, and again Velora it is.")
@@ -225,7 +225,7 @@ def test_balanced_order_goes_round_the_entities(tmp_path: Path) -> None:
     assert all(set(names[start : start + 3]) == {"a", "b", "c"} for start in range(0, 12, 3))
     assert Counter(source.questions[i].id for i in order)["c0"] == 4
     assert {n for k, n in Counter(source.questions[i].id for i in order).items() if k[0] == "b"} == {2}
-    assert samples_at(source, 1, 3, 5) == samples_at(source, 1, 3, 5)
+    assert Loader(source, 3, 5, 2).at(1) == Loader(source, 3, 5, 2).at(1)
 
 
 def test_category_patterns_and_views(records: Records) -> None:

@@ -171,6 +171,13 @@ def test_a_shard_that_is_cut_or_missing_is_named(packed: Path) -> None:
     tar.write_bytes(whole[: len(whole) * 3 // 10])
     with pytest.raises(DataError, match=r"manifest\.json and the shards here differ in 00001\.tar"):
         ShardSet(packed)
+    manifest = packed / "manifest.json"
+    told = manifest.read_text()
+    for listed in ({"00000.tar": [1]}, None):
+        manifest.write_text(json.dumps({**json.loads(told), "shards": listed}))
+        with pytest.raises(DataError, match=r"manifest\.json and the shards here differ in 00000\.tar, 00001\.tar"):
+            ShardSet(packed)
+    manifest.write_text(told)
     with pytest.raises(
         DataError, match=rf"00001\.tar: {tar.stat().st_size} bytes, 00001\.index\.npy says {len(whole)}"
     ):

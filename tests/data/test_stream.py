@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import random
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from ra_blip.data.stream import BLOCKS, Mixture, Plan, Stream, in_blocks
-from ra_blip.errors import ConfigError, ImageError
-from ra_blip.images import Quarantine
+from ra_blip.data.stream import BLOCKS, Mixture, Plan, in_blocks
+from ra_blip.errors import ConfigError
 
 
 @dataclasses.dataclass
@@ -24,14 +19,11 @@ class Numbers:
 
     name: str
     count: int
-    damaged: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return self.count
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[str, int, int]:
-        if index in self.damaged:
-            raise ImageError(f"{self.name}/{index}.jpg: damaged")
         return self.name, index, int(rng.integers(1 << 30))
 
     def texts(self) -> Iterator[str]:
@@ -142,70 +134,6 @@ def test_sorting_by_length_saves_padding_and_keeps_the_samples() -> None:
 # ---------------------------------------------------------------- loading
 
 SOURCES = [Numbers("a", 90), Numbers("b", 10)]
-
-
-def stream(workers: int = 0, **options: Any) -> Stream:
-    return Stream(SOURCES, Plan([90, 10], batch=4, world=2, window=5), rank=1, workers=workers, **options)
-
-
-def test_any_number_of_workers_gives_the_same_batches() -> None:
-    alone, helped = (list(islice(stream(workers), 30)) for workers in (0, 2))
-    assert alone == helped
-    assert len(alone[0]) == 4
-    seen = [sample for batch in alone for sample in batch]
-    assert len(set(seen)) == len(seen), "a sample that comes again is varied anew"
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(workers: int) -> None:
-    straight = list(islice(stream(), 30))
-    for cut in (1, 11, 12, 13, 25):  # 12 batches an epoch
-        first = stream(workers)
-        assert list(islice(first, cut)) == straight[:cut]
-        assert first.state() == {"epoch": cut // 12, "position": cut % 12}, (
-            "what was handed out, not what was prefetched"
-        )
-        second = stream()
-        second.restore(first.state())
-        assert list(islice(second, 5)) == straight[cut : cut + 5]
-    with pytest.raises(ConfigError, match="an epoch of this plan has 12 batches"):
-        stream().restore({"epoch": 0, "position": 12})
-
-
-def test_global_generators_are_left_alone() -> None:
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
-    list(islice(stream(), 3))
-    list(islice(stream(2), 3))
-    assert random.getstate() == before[0]
-    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
-    assert torch.get_rng_state().tolist() == before[2]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_pictures_are_missing_from_their_batch_and_counted(workers: int) -> None:
-    source, plan = Numbers("a", 40, frozenset({3, 17, 18})), Plan([40], batch=8)
-    with pytest.raises(ImageError, match=r"a/\d+\.jpg: damaged"):
-        list(islice(Stream([source], plan, workers=workers), 5))
-    quarantine = Quarantine()
-    batches = list(islice(Stream([source], plan, workers=workers, quarantine=quarantine), 5))
-    assert sorted(index for batch in batches for _, index, _ in batch) == sorted(set(range(40)) - {3, 17, 18})
-    assert (quarantine.seen, quarantine.total) == (40, 3)
-    assert sorted(quarantine.messages) == ["a/17.jpg: damaged", "a/18.jpg: damaged", "a/3.jpg: damaged"]
-
-
-def test_a_batch_of_damaged_pictures_alone_is_an_error() -> None:
-    source = Numbers("a", 8, frozenset(range(8)))
-    with pytest.raises(ImageError, match="every picture of a batch is damaged"):
-        next(iter(Stream([source], Plan([8], batch=2), quarantine=Quarantine())))
-
-
-def test_samples_are_prepared_and_collated() -> None:
-    loaded = Stream([Numbers("a", 8)], Plan([8], batch=4), prepare=lambda sample: sample[1], collate=sum)
-    assert sum(islice(loaded, 2)) == 28
-    with pytest.raises(ConfigError, match="the plan is for 1 ranks and sources of"):
-        Stream([Numbers("a", 8)], Plan([9], batch=4))
-    with pytest.raises(ConfigError):
-        Stream([Numbers("a", 8)], Plan([8], batch=4), rank=1)
 
 
 def test_a_mixture_is_one_source_with_an_order_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ def test_a_view_follows_from_path_and_number(picture: str, tmp_path: Path) -> No
     assert len({first(picture, number) for number in range(4)}) == 4
     before = Path(first(picture, 2)).stat().st_mtime_ns
     assert Path(first(picture, 2)).stat().st_mtime_ns == before, "written once"
+
+
+def test_threads_that_ask_for_one_view_at_once_get_it_whole(picture: str, tmp_path: Path) -> None:
+    alone, shared = Views(tmp_path / "alone"), Views(tmp_path / "shared")
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(1, 9):
+            (path,) = set(pool.map(lambda which: shared(picture, which), [number] * 4))
+            assert Path(path).read_bytes() == Path(alone(picture, number)).read_bytes()
+    assert len(list((tmp_path / "shared").iterdir())) == 8, "nothing half done is left"
 
 
 def test_bad_picture_and_bad_folder(picture: str, tmp_path: Path) -> None:

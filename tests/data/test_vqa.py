@@ -90,6 +90,11 @@ def test_aokvqa_is_read_with_choices_in_its_references(tmp_path: Path) -> None:
     (hidden,), (reference,) = data.questions("test"), data.references("test")
     assert hidden.answers == () and reference["answers"] == [] and "choice" not in reference
     assert data.problems.total == 0
+    write_json(tmp_path / "aokvqa_v1p0_test.json", [{**aokvqa_entry("test", 3), "choices": "net"}])
+    assert list(data.references("test")) == []
+    assert data.problems.messages == [
+        f"{tmp_path}/aokvqa_v1p0_test.json, line 1, entry 1: 'choices' must be list, found str"
+    ]
 
 
 def test_references_are_those_of_the_official_metrics(tmp_path: Path) -> None:

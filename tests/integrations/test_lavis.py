@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -98,6 +99,18 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Any, A
     yield fake_load
 
 
+@pytest.fixture(params=["stand-in", "lavis"])
+def loader(request: pytest.FixtureRequest) -> Callable[..., tuple[Any, Any, Any]]:
+    """The stand-in's loader, and the true one where LAVIS was added."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("load")  # type: ignore[no-any-return]
+    if importlib.util.find_spec("lavis") is None:
+        pytest.skip("LAVIS is not installed (added by hand)")
+    lavis.register()
+    lavis.register()
+    return importlib.import_module("lavis.models").load_model_and_preprocess  # type: ignore[no-any-return]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     built = model("release")
@@ -115,26 +128,25 @@ def test_registering_again_changes_nothing(load: Callable[..., Any]) -> None:
     assert issubclass(first, FakeBase) and set(FakeRegistry.processors) == {"ra_blip_image"}
 
 
-def test_a_model_folder_answers_and_encodes_through_lavis_calls(
-    load: Callable[..., Any], folder: str, tmp_path: Path
-) -> None:
-    answers_and_features(load, folder, tmp_path)
+def asked_of(files: list[str]) -> list[Question]:
+    """A question about each of two pictures."""
+    texts = ["Which country is this?", "What colour is the roof?"]
+    return [Question(str(i), *pair) for i, pair in enumerate(zip(texts, files, strict=True))]
 
 
-def answers_and_features(load: Callable[..., Any], folder: str, tmp_path: Path) -> None:
-    """Everything that the adapter promises, against the model's own calls."""
-    built, images, _ = load("ra_blip", folder, is_eval=True, device="cpu")
+def test_a_model_folder_answers_through_lavis_calls(loader: Callable[..., Any], folder: str, tmp_path: Path) -> None:
+    built, images, _ = loader("ra_blip", folder, is_eval=True, device="cpu")
     own = RABlip.from_pretrained(folder)
     assert not built.training and isinstance(built.model, RABlip)
     files = [picture(tmp_path, name) for name in ("red-blue", "green-white")]
     seen = pixels(images, files)
     assert seen.shape == (2, 3, 16, 16) and torch.equal(seen, own.processor.pixels(files))
-    texts = ["Which country is this?", "What colour is the roof?"]
-    asked = [Question(str(i), *pair) for i, pair in enumerate(zip(texts, files, strict=True))]
-    samples = {"image": seen, "text_input": texts}
+    asked = asked_of(files)
+    samples = {"image": seen, "text_input": [question.text for question in asked]}
     expected = [one.answer for one in own.generate(asked, [[], []])]
     assert built.generate(samples) == expected == built.predict_answers(samples)
-    assert built.generate({"text_input": texts[:1]}) == [own.generate([Question("0", texts[0])], [[]])[0].answer]
+    alone = Question("0", asked[0].text)
+    assert built.generate({"text_input": [alone.text]}) == [own.generate([alone], [[]])[0].answer]
     item = Item("a", "a view of Velora tower", image=picture(tmp_path, "black"))
     known = built.generate({**samples, "knowledge": [[item], []]})
     assert known == [one.answer for one in own.generate(asked, [[item], []])]
@@ -145,12 +157,19 @@ def answers_and_features(load: Callable[..., Any], folder: str, tmp_path: Path) 
     with pytest.raises(ValueError, match="not sampled"):
         built.generate(samples, use_nucleus_sampling=True)
 
+
+def test_a_model_folder_encodes_through_lavis_calls(loader: Callable[..., Any], folder: str, tmp_path: Path) -> None:
+    built, images, _ = loader("ra_blip", folder, is_eval=True, device="cpu")
+    own = RABlip.from_pretrained(folder)
+    files = [picture(tmp_path, name) for name in ("red-blue", "green-white")]
+    seen, asked = pixels(images, files), asked_of(files)
+    samples = {"image": seen, "text_input": [question.text for question in asked]}
     found = built.extract_features({"image": seen}, mode="image")
     vectors = own.encode_items([Item("x", image=file) for file in files])
     assert close(found.image_embeds_proj, vectors)
     assert found.image_embeds.shape == (2, own.config.qformer.width) and found.text_embeds_proj is None
     found = built.extract_features(samples, mode="text")
-    assert close(found.text_embeds_proj, own.encode_question([Question("x", text) for text in texts]))
+    assert close(found.text_embeds_proj, own.encode_question([Question("x", question.text) for question in asked]))
     found = built.extract_features(samples)
     assert close(found.multimodal_embeds_proj, own.encode_question(asked))
     with pytest.raises(ValueError, match="none of multimodal"):
@@ -193,12 +212,3 @@ def test_without_a_lavis_that_works_the_error_says_why(
     monkeypatch.setattr(lavis.importlib, "import_module", missing)
     with pytest.raises(kind, match=said):
         lavis.register()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lavis") is None, reason="LAVIS is not installed (added by hand)")
-def test_the_same_through_the_true_lavis(folder: str, tmp_path: Path) -> None:
-    lavis.register()
-    lavis.register()
-    from lavis.models import load_model_and_preprocess
-
-    answers_and_features(load_model_and_preprocess, folder, tmp_path)

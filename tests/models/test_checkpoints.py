@@ -14,7 +14,7 @@ from torch import Tensor
 from ra_blip.errors import CheckpointError
 from ra_blip.models import lazy_tensors
 from ra_blip.models.checkpoint_config import released_config
-from ra_blip.models.checkpoints import View, load_into
+from ra_blip.models.checkpoints import load_into
 from ra_blip.models.eva import resize_positions
 from ra_blip.models.inspection import inspect
 from ra_blip.models.lazy_tensors import LazyTensor, open_tensors
@@ -378,7 +378,3 @@ def test_parameters_are_those_that_stand_in_the_file(files: dict[str, Path]) -> 
     twice = {"Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias"}
     once = {name: value for name, value in lavis(STAGE1).items() if name not in twice and "position_ids" not in name}
     assert counts[STAGE1] == sum(value.numel() for value in once.values())
-
-
-def test_a_view_of_nothing_wrong_refuses_nothing() -> None:
-    View(Path("x"), STAGE1, 0, "", {}).refuse()

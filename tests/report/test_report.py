@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import tarfile
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -194,6 +195,16 @@ def test_thumbnail_fits_and_flattens(tmp_path: Path) -> None:
         assert small.size == (SIDE, SIDE // 2)
         assert small.convert("RGB").getpixel((5, 5)) == (255, 255, 255)
     assert thumbnail(tmp_path) is None
+
+
+def test_a_picture_in_a_container_is_shown(tmp_path: Path) -> None:
+    path = picture(tmp_path / "red.png", "red")
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(path, "7.png")
+    pictures = Pictures()
+    assert pictures.tile(f"{tmp_path / 'shard.tar'}#7.png", "a") == pictures.tile(path, "a")
+    assert (len(pictures), pictures.missing) == (1, [])
+    assert "picture missing" in pictures.tile(f"{tmp_path / 'shard.tar'}#8.png", "a")
 
 
 def test_picture_budget(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_an_item_of_the_question_itself_is_dropped_by_id_or_by_its_picture() -> 
     found += hits("q.design", "a")
     question = Question("q", "?", image="mine.png")
     assert run("same_id", found, question) == (["q.design", "a"], {"same_id": ["q.2", "r"]})
+    assert run("same_id", hits("q.2", "q.3"), Question("q.2", "asked of a caption"))[0] == ["q.3"]
 
 
 def test_pictures_are_told_by_their_bytes_and_by_what_they_show(tmp_path: Path) -> None:
@@ -95,10 +96,10 @@ def test_a_random_choice_follows_the_question_and_keeps_the_order() -> None:
 
 def test_items_of_an_evaluation_split_are_dropped_by_id_and_by_picture(tmp_path: Path) -> None:
     asked, copied = photo(tmp_path / "asked.png", 3), photo(tmp_path / "copy.png", 3)
-    write_jsonl(tmp_path / "test.jsonl", [Question("17", "?", image=asked), Question("18", "?")])
-    found = [*hits("17.0", "18", "180"), Hit(Item("memory", "a caption", image=copied), 0.1, "search")]
+    write_jsonl(tmp_path / "test.jsonl", [Question("17", "?", image=asked), Question("18", "?"), Question("19.1", "?")])
+    found = [*hits("17.0", "18", "180", "19.0", "19.1"), Hit(Item("memory", "a caption", image=copied), 0.1, "search")]
     left, dropped = run(f"held_out:{tmp_path / 'test.jsonl'}", found)
-    assert left == ["180"] and dropped == {"held_out": ["17.0", "18", "memory"]}
+    assert left == ["180", "19.0"] and dropped == {"held_out": ["17.0", "18", "19.1", "memory"]}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,8 @@ def test_items_of_an_evaluation_split_are_dropped_by_id_and_by_picture(tmp_path:
         ("same_id:3", "write same_id, not 'same_id:3'"),
         ("diversity:high", "cosine must be a number"),
         ("diversity:nan", "cosine must be a number"),
+        ("random:inf", "count must be a whole number"),
+        ("random:-3", "count must be a whole number"),
     ],
 )
 def test_a_wrong_chain_is_refused_by_name(written: str, message: str) -> None:

@@ -63,10 +63,10 @@ def test_flat_equals_brute_force_through_save_add_and_remove(tmp_path: Path, que
     assert ids_of(index.search(asked, 9)) == brute_force(model, left, asked, 9)
     index.save(tmp_path / "index")
     loaded = KnowledgeIndex.load(tmp_path / "index")
-    assert len(loaded) == 117 and loaded.items == index.items
+    assert len(loaded) == 117 and loaded.items == index.items and loaded.kinds == index.kinds == {"text": 117}
     assert loaded.search(asked, 117) == index.search(asked, 117)
-    loaded.add([items[3]], model)
-    assert len(loaded.search(asked, 118)[0]) == 118
+    loaded.add([Item("item-003", image="a.png")], model)
+    assert loaded.kinds == {"text": 117, "image": 1} and len(loaded.search(asked, 118)[0]) == 118
     top = loaded.search(asked[:1], 1)[0][0]
     assert top.score == pytest.approx(float(asked[0] @ model.vectors[top.item.id]), abs=1e-5)
     assert top.stage == "search"

@@ -87,18 +87,20 @@ def test_second_hop_looks_up_the_facts_of_what_was_recognised(tmp_path: Path) ->
     items, questions = world(tmp_path)
     model = FakeModel()
     index = KnowledgeIndex.build(items, model)
-    config = PipelineConfig.of(["hops=2"], method="rir")
-    traces = Pipeline(model, index, config)(questions)
+    traces = Pipeline(model, index, PipelineConfig.of([], method="rir"))(questions)
     assert [trace.answer for trace in traces[1::2]] == [question.answers[0] for question in questions[1::2]]
     assert all(trace.stage("search") and trace.stage("hop") for trace in traces[1::2])
     assert all(trace.notes and not trace.hits for trace in traces[::2])
 
 
-def test_method_rir_answers_from_what_looks_alike_and_says_when_it_cannot(tmp_path: Path) -> None:
+PAPER = ["hops=1", "rerank=none", "threshold=0", "askg=false"]  # the results themselves before the generator
+
+
+def test_method_rir_as_in_the_paper_answers_from_what_looks_alike_and_says_when_it_cannot(tmp_path: Path) -> None:
     items, questions = world(tmp_path)
     model = FakeModel()
     index = KnowledgeIndex.build(items, model)
-    traces = Pipeline(model, index, PipelineConfig.of([], method="rir"))(questions)
+    traces = Pipeline(model, index, PipelineConfig.of(PAPER, method="rir"))(questions)
     with_picture, without = traces[1::2], traces[::2]
     for trace in with_picture:  # what points away from the picture (a negative cosine) is not kept
         assert trace.kept == [hit.item.id for hit in trace.hits if hit.score >= 0][:4] and not trace.notes

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ra_blip.errors import DataError, IndexMismatch, RetrievalError
-from ra_blip.records import Hit, Item, Question
+from ra_blip.errors import IndexMismatch, RetrievalError
+from ra_blip.records import Hit, Item, Question, read_jsonl
 from ra_blip.retrieval.index import KnowledgeIndex
 from ra_blip.retrieval.rerank import RERANKERS, select
 from ra_blip.retrieval.search import (
     contains_answer,
     expanded,
     mine_hits,
-    mine_negatives,
-    read_hits,
     search,
     voted,
     with_context,
@@ -100,15 +98,13 @@ def test_negatives_are_retrieved_and_never_right(tmp_path: Path) -> None:
     items.append(Item("twin", text="velora tower was designed by moro too"))  # right, but nobody marked it
     model = FakeModel()
     index = KnowledgeIndex.build(items, model)
-    mined = mine_negatives(model, index, questions, 12, 4)
+    found = mine_hits(model, index, questions, 12, 4)
+    mined = {one.question.id: [hit.item.id for hit in one.hits] for one in found}
     assert set(mined) == {question.id for question in questions}
     for question in questions:
         assert len(mined[question.id]) == 4
         assert not set(mined[question.id]) & {*question.gold, "twin" if question.id == "velora-q1" else ""}
     assert set(mined["velora-q1"]) & {"velora.view", "velora.place"}
-    hits = mine_hits(model, index, questions, 12, 4)
-    write_hits(tmp_path / "mined.jsonl", hits)
-    assert read_hits(tmp_path / "mined.jsonl") == mined
 
 
 def test_hits_file(tmp_path: Path) -> None:
@@ -117,14 +113,10 @@ def test_hits_file(tmp_path: Path) -> None:
     found = search(model, KnowledgeIndex.build(items, model), questions[:2], 2)
     path = tmp_path / "hits.jsonl"
     write_hits(path, found)
-    assert '"stage": "search"' in path.read_text().splitlines()[0]
-    assert read_hits(path) == {one.question.id: tuple(h.item.id for h in one.candidates) for one in found}
-    path.write_text('{"id": "q", "hits": []}\n{"id": "q", "hits": []}\n')
-    with pytest.raises(DataError, match="line 2: question 'q' is listed twice"):
-        read_hits(path)
-    path.write_text('{"id": "q", "hits": [3]}\n')
-    with pytest.raises(DataError, match="line 1"):
-        read_hits(path)
+    lines = [value for _, value in read_jsonl(path)]
+    assert [line["id"] for line in lines] == [question.id for question in questions[:2]]
+    for line, one in zip(lines, found, strict=True):
+        assert line["hits"] == [{"id": hit.item.id, "score": hit.score, "stage": hit.stage} for hit in one.hits]
 
 
 def hit(name: str, score: float, image: str | None = None) -> Hit:

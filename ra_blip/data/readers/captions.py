@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ra_blip.data.readers.dataset import Dataset
+from ra_blip.data.readers.dataset import Dataset, SplitFiles
 from ra_blip.data.readers.json_stream import elements
 from ra_blip.data.readers.reading import existing, first_file, unique
 from ra_blip.records import Item, Question
@@ -34,9 +34,18 @@ class Picture:
 class CaptionDataset(Dataset):
     """Captioned pictures. :meth:`items` are the training captions; :meth:`questions` are none in any split."""
 
-    @abc.abstractmethod
     def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, each once. Raises :class:`DataError`: no such split, or a file that is broken."""
+        """The pictures of one split, each once, in the order in which they lie there.
+
+        Raises:
+            DataError: no such split, or a file that is broken.
+        """
+        self.require_split(split)
+        return unique(self._pictures(split), self.problems)
+
+    @abc.abstractmethod
+    def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
+        """Where each picture of a split stands, and the picture; what cannot be read is reported."""
 
     def captions(self, split: str) -> Iterator[Item]:
         """The captions of one split with their pictures. Raises :class:`DataError` as :meth:`pictures`."""
@@ -70,12 +79,15 @@ class CaptionDataset(Dataset):
         return tuple(words)
 
     def _picture(
-        self, name: str, images: Sequence[str], captions: Iterable[Any], where: str, category: str | None = None
+        self, name: str, images: Sequence[str], captions: Iterable[Any] | None, where: str, category: str | None = None
     ) -> Iterator[tuple[str, Picture]]:
-        """The picture of one record, where its file is there and something is said of it; else nothing, reported."""
+        """The picture of one record, where its file is there and something is said of it; else nothing, reported.
+
+        ``captions`` are None for a picture that is published without any.
+        """
         image = existing(self.root, images, where, self.problems)
-        words = self._words(captions, where)
-        if image and not words:
+        words = self._words(captions or (), where)
+        if image and not words and captions is not None:
             self.problems.report("no caption", where, f"picture {name!r} has no caption")
         elif image:
             yield where, Picture(name, image, words, category)
@@ -88,34 +100,18 @@ def captioned(picture: Picture) -> Iterator[Item]:
         yield Item(f"{picture.id}.{number}" if several else picture.id, text=caption, image=picture.image)
 
 
-class CocoForm(CaptionDataset):
+class CocoForm(SplitFiles, CaptionDataset):
     """One JSON object a split with ``images`` and ``annotations``, in the folder or in ``annotations/`` below it."""
 
-    files: ClassVar[dict[str, str]]  # by split
     folders: ClassVar[dict[str, tuple[str, ...]]]  # where the pictures of a split may lie
 
     @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """By the caption files."""
-        return any(cls._file(root, split) for split in cls.files)
-
-    @classmethod
-    def _file(cls, root: Path, split: str) -> Path | None:
-        return first_file(root, (cls.files[split], f"annotations/{cls.files[split]}"))
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Those whose caption file is there."""
-        return tuple(split for split in self.files if self._file(self.root, split))
-
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, in the file's order."""
-        self.require_split(split)
-        return unique(self._pictures(split), self.problems)
+    def _path(cls, root: Path, split: str) -> Path:
+        file = cls.files[split]
+        return first_file(root, (file, f"annotations/{file}")) or root / file
 
     def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
-        path = self._file(self.root, split)
-        assert path is not None  # the split is there
+        path = self._path(self.root, split)
         secret = split == "test"  # published without captions
         captions: dict[str, list[Any]] = {}
         for where, entry in elements(path, "annotations") if not secret else ():
@@ -130,12 +126,8 @@ class CocoForm(CaptionDataset):
                 self.problems.report("malformed record", where, "expected a picture with 'id' and 'file_name'")
                 continue
             known.add(str(name))
-            images, domain = [f"{folder}/{file}" for folder in self.folders[split]], entry.get("domain")
-            if secret:
-                image = existing(self.root, images, where, self.problems)
-                yield from [(where, Picture(str(name), image, (), domain))] if image else []
-            else:
-                yield from self._picture(str(name), images, captions.get(str(name), ()), where, domain)
+            images, said = [f"{folder}/{file}" for folder in self.folders[split]], captions.get(str(name), [])
+            yield from self._picture(str(name), images, None if secret else said, where, entry.get("domain"))
         for name in captions.keys() - known:
             self.problems.report("unknown picture", str(path), f"picture {name!r} is captioned, not listed")
 
@@ -187,11 +179,6 @@ class Karpathy(CaptionDataset):
     def splits(self) -> tuple[str, ...]:
         """All three stand in the one file."""
         return SPLITS
-
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, in the file's order."""
-        self.require_split(split)
-        return unique(self._pictures(split), self.problems)
 
     def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
         for where, entry in elements(self.root / "dataset_coco.json", "images"):

@@ -112,3 +112,25 @@ class Dataset(abc.ABC):
             raise DataError(
                 f"{self.root}: {self.name} has no split {split!r} here; there are: {', '.join(self.splits)}"
             )
+
+
+class SplitFiles(Dataset):
+    """A data set with a file for each split."""
+
+    files: ClassVar[dict[str, str]]
+    """The file of each split, relative to the root."""
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Whether the file of one of the splits is there."""
+        return any(cls._path(root, split).is_file() for split in cls.files)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose file is there."""
+        return tuple(split for split in self.files if self._path(self.root, split).is_file())
+
+    @classmethod
+    def _path(cls, root: Path, split: str) -> Path:
+        """The file of a split; of several places, the first where it is."""
+        return root / cls.files[split]

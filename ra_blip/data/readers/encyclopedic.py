@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.json_stream import elements, members
-from ra_blip.data.readers.layout import Layout, Raw, Unusable, answered, question_text
+from ra_blip.data.readers.layout import Layout
+from ra_blip.data.readers.raw import Raw, Unusable, answered
 from ra_blip.data.readers.reading import first_file, unique
 from ra_blip.errors import DataError
 from ra_blip.records import Item, Question
@@ -62,9 +63,9 @@ class EncyclopedicVQA(Layout):
             if not images:
                 self.problems.report("missing image", where, "no picture is named")
             elif split == "train" and len(images) > 1:
-                yield from ((where, {**row, "id": f"train-{number}.{n}", "image": i}) for n, i in enumerate(images))
+                yield from ((where, Raw(row, id=f"train-{number}.{n}", image=i)) for n, i in enumerate(images))
             else:
-                yield where, {**row, "id": f"{split}-{number}", "image": images[0]}
+                yield where, Raw(row, id=f"{split}-{number}", image=images[0])
 
     def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         # bytes that are not UTF-8 come in as lone surrogates, so that they cost their own row only
@@ -93,7 +94,7 @@ class EncyclopedicVQA(Layout):
         named = len(urls) == len(sections) and all(section.isdecimal() for section in sections)
         return Question(
             raw["id"],
-            question_text(raw, "question"),
+            raw.question("question"),
             raw["image"],
             answered((one.replace("&&", ", ") for one in raw["answer"].split("|")), "answer"),
             tuple(f"{url}#{section}" for url, section in zip(urls, sections, strict=True)) if named else (),

@@ -10,7 +10,6 @@ from pathlib import Path
 from ra_blip.containers import members, read_at, split_key
 from ra_blip.data.readers.captions import SPLITS, CaptionDataset, Picture
 from ra_blip.data.readers.pictures import ENDINGS, caption
-from ra_blip.data.readers.reading import unique
 from ra_blip.errors import DataError
 
 
@@ -35,17 +34,14 @@ class Img2Dataset(CaptionDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """The folders with such names that hold shards; ``train`` for shards in the root."""
-        below = tuple(split for split in SPLITS if self._shards(split))
-        return below or ("train",)
+        return tuple(split for split in SPLITS if self._shards(split)) or ("train",)
 
     def _shards(self, split: str) -> list[Path]:
         return sorted((self.root / split).glob("*.tar"))
 
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, shard by shard, in their order."""
-        self.require_split(split)
-        shards = self._shards(split) or sorted(self.root.glob("*.tar"))
-        return unique((found for shard in shards for found in self._shard(shard)), self.problems)
+    def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
+        for shard in self._shards(split) or sorted(self.root.glob("*.tar")):
+            yield from self._shard(shard)
 
     def _shard(self, path: Path) -> Iterator[tuple[str, Picture]]:
         count = 0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.id_map import IdMap
-from ra_blip.data.readers.layout import Layout, Raw, Unusable, answered, field, identity, question_text, strings
-from ra_blip.data.readers.reading import first_file, json_lines, objects, unique
+from ra_blip.data.readers.layout import Layout
+from ra_blip.data.readers.raw import Raw, Unusable, answered
+from ra_blip.data.readers.reading import first_file, json_lines, unique
 from ra_blip.records import Item, Question
 
 KINDS = ("string", "time", "numerical")
@@ -36,9 +37,9 @@ class InfoSeek(Layout):
         return unique(self._articles(path), self.problems) if self._is_there(path) else iter(())
 
     def _articles(self, path: Path) -> Iterator[tuple[str, Item]]:
-        for where, raw in objects(path, self.problems):
+        for where, raw in self._lines(path):
             try:
-                name, title = identity(raw, "wikidata_id"), field(raw, "wikipedia_title", str)
+                name, title = raw.identity("wikidata_id"), raw.field("wikipedia_title", str)
             except Unusable as error:
                 self.problems.report(error.kind, where, str(error))
                 continue
@@ -49,17 +50,17 @@ class InfoSeek(Layout):
                 self.problems.report("empty item", where, f"article {name!r} has neither summary nor content")
 
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
-        return objects(self._path(self.root, split), self.problems)
+        return self._lines(self._path(self.root, split))
 
     def _question(self, raw: Raw, split: str) -> Question:
-        name = identity(raw, "data_id")
+        name = raw.identity("data_id")
         entity = self._entities[split].get(name) if split in self._entities else None
         part = str(raw.get("data_split", ""))
         return Question(
             name,
-            question_text(raw, "question"),
-            identity(raw, "image_id"),
-            answered(strings(raw, "answer"), "answer") if "answer" in raw else (),
+            raw.question("question"),
+            raw.identity("image_id"),
+            raw.answers("answer"),
             () if entity is None else (f"Q{entity}",),
             category=next((kind for kind in ("unseen_question", "unseen_entity") if part.endswith(kind)), None),
         )
@@ -82,7 +83,7 @@ class InfoSeek(Layout):
         for split in (one for one in ("train", "val") if one in self.splits):
             path = self.root / f"infoseek_{split}_withkb.jsonl"
             found[split] = IdMap()
-            for where, raw in objects(path, self.problems) if self._is_there(path) else ():
+            for where, raw in self._lines(path) if self._is_there(path) else ():
                 entity = str(raw.get("entity_id"))
                 if entity[:1] == "Q" and entity[1:].isdecimal():
                     found[split].setdefault(str(raw.get("data_id")), int(entity[1:]))
@@ -94,7 +95,7 @@ class InfoSeek(Layout):
     def _kinds(self) -> IdMap:
         """The place in ``KINDS`` of each validation question."""
         found, path = IdMap(), self.root / "infoseek_val_qtype.jsonl"
-        for where, raw in objects(path, self.problems) if path.is_file() else ():
+        for where, raw in self._lines(path) if path.is_file() else ():
             kind = str(raw.get("question_type")).lower()
             if kind in KINDS:
                 found.setdefault(str(raw.get("data_id")), KINDS.index(kind))
@@ -153,16 +154,16 @@ class OVEN(InfoSeek):
         return next(iter(cls._paths(root, split)), root / cls.files[split])
 
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
-        return (entry for path in self._paths(self.root, split) for entry in objects(path, self.problems))
+        return (entry for path in self._paths(self.root, split) for entry in self._lines(path))
 
     def _question(self, raw: Raw, split: str) -> Question:
         known = raw.get("entity_id") is not None
         return Question(
-            identity(raw, "data_id"),
-            question_text(raw, "question"),
-            identity(raw, "image_id"),
-            answered([field(raw, "entity_text", str)], "entity_text") if known else (),
-            (identity(raw, "entity_id"),) if known else (),
+            raw.identity("data_id"),
+            raw.question("question"),
+            raw.identity("image_id"),
+            answered([raw.field("entity_text", str)], "entity_text") if known else (),
+            (raw.identity("entity_id"),) if known else (),
         )
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:

@@ -38,13 +38,8 @@ def elements(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
         key: the array is this member of the file's object; without it the file holds the array.
     """
     with _Window(path) as window:
-        if key is not None:
-            for _, name in window.names():
-                if name == key:
-                    break
-                window.skip()
-            else:
-                raise DataError(f"{path}: no member {key!r}")
+        if key is not None and not window.find(key):
+            raise DataError(f"{path}: no member {key!r}")
         for number, where in enumerate(window.array(), 1):
             yield f"{where}, entry {number}", window.value()
         if key is None:
@@ -54,11 +49,7 @@ def elements(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
 def member(path: Path, key: str) -> Any:
     """The value of one member of the object that a file holds, None without it; those before it are not held."""
     with _Window(path) as window:
-        for _, name in window.names():
-            if name == key:
-                return window.value()
-            window.skip()
-    return None
+        return window.value() if window.find(key) else None
 
 
 class _Window:
@@ -102,6 +93,14 @@ class _Window:
                 raise self.error("a key must be a string")
             self.take(":")
             yield where, key
+
+    def find(self, key: str) -> bool:
+        """Step to the value of an object's member; what stands before it is not held. False where there is none."""
+        for _, name in self.names():
+            if name == key:
+                return True
+            self.skip()
+        return False
 
     def array(self) -> Iterator[str]:
         """Where each element of an array stands; the caller steps over each before it asks for the next."""

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.captions import CaptionDataset, Picture
+from ra_blip.data.readers.dataset import SplitFiles
 from ra_blip.data.readers.json_stream import elements
 from ra_blip.data.readers.reading import existing, first_file, unique
 from ra_blip.records import Question
 
 
-class LavisCaptions(CaptionDataset):
+class LavisCaptions(SplitFiles, CaptionDataset):
     """A list a split of ``{image, caption}``, where ``caption`` is one or a list; a picture may come in many entries.
 
     The folder is LAVIS's cache (``coco/annotations/...``, ``coco/images/...``), or the data set's folder in it. A
@@ -20,12 +21,10 @@ class LavisCaptions(CaptionDataset):
     """
 
     folders: ClassVar[tuple[str, ...]]  # the data set's folder in the cache
-    files: ClassVar[dict[str, str]]  # by split
 
     @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """By the caption files."""
-        return any(cls._file(root, file) for file in cls.files.values())
+    def _path(cls, root: Path, split: str) -> Path:
+        return cls._file(root, cls.files[split]) or root / cls.files[split]
 
     @classmethod
     def _file(cls, root: Path, file: str) -> Path | None:
@@ -35,21 +34,9 @@ class LavisCaptions(CaptionDataset):
     def _below(cls) -> list[str]:
         return [f"{folder}/" for folder in cls.folders] + [""]
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Those whose caption file is there."""
-        return tuple(split for split, file in self.files.items() if self._file(self.root, file))
-
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, in the order of their first captions."""
-        self.require_split(split)
-        return unique(self._pictures(split), self.problems)
-
     def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
-        path = self._file(self.root, self.files[split])
-        assert path is not None  # the split is there
         found: dict[str, tuple[str, str, list[Any]]] = {}
-        for where, entry in elements(path):
+        for where, entry in elements(self._path(self.root, split)):
             image = entry.get("image") if isinstance(entry, dict) else None
             if not isinstance(image, str) or not image:
                 self.problems.report("malformed record", where, "expected an entry with 'image' and 'caption'")
@@ -58,10 +45,8 @@ class LavisCaptions(CaptionDataset):
             name = str(entry.get("img_id", PurePosixPath(image).stem))
             found.setdefault(name, (where, image, []))[2].extend(said if isinstance(said, list) else [said])
         for name, (where, image, captions) in found.items():
-            if captions or split != "test":  # NoCaps keeps the captions of its test pictures
-                yield from self._picture(name, self._places(image), captions, where)
-            elif place := existing(self.root, self._places(image), where, self.problems):
-                yield where, Picture(name, place, ())
+            secret = split == "test" and not captions  # NoCaps keeps the captions of its test pictures
+            yield from self._picture(name, self._places(image), None if secret else captions, where)
 
     def _places(self, image: str) -> list[str]:
         """Where a picture may lie."""

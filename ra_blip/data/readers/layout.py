@@ -1,9 +1,10 @@
-"""What the readers share: how a raw object becomes a record, and under which name it is counted where it cannot."""
+"""What the readers of raw JSON objects share: how these become records, or are counted where they cannot."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -11,32 +12,19 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ra_blip.data.id_map import IdMap
-from ra_blip.data.readers.dataset import Dataset
+from ra_blip.data.readers.dataset import SplitFiles
 from ra_blip.data.readers.json_stream import elements
+from ra_blip.data.readers.raw import Raw, Unusable
+from ra_blip.data.readers.reading import json_lines
 from ra_blip.errors import DataError
 from ra_blip.records import Item, Question
 
-Raw = dict[str, Any]
 Found = tuple[str, Raw, Callable[[Raw], list[Item]]]
 """Where a raw object stands, the object, and what makes its items."""
 Record = TypeVar("Record", Item, Question)
-Kind = TypeVar("Kind", str, int, list[Any], dict[str, Any])
 
 
-class Unusable(Exception):
-    """A raw object cannot become a record.
-
-    Args:
-        kind: the name that it is counted under in :class:`~ra_blip.data.readers.dataset.Problems`.
-        message: what is wrong with it.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class Layout(Dataset):
+class Layout(SplitFiles):
     """A data set whose questions and items lie as raw JSON objects; a subclass says where, and what they mean.
 
     Records are left out, and counted in :attr:`problems`, as ``malformed record`` (a field is missing or of a wrong
@@ -45,26 +33,9 @@ class Layout(Dataset):
     ``missing image``. A file that a user need not have is counted as ``missing file``, once.
     """
 
-    files: ClassVar[dict[str, str]]
-    """The file of each split's questions, relative to the root."""
     folders: ClassVar[tuple[str, ...]] = ("",)
     """Where pictures are looked for, relative to the root."""
     id_key: ClassVar[str] = "qid"
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """Whether the questions of one of the splits are there."""
-        return any(cls._path(root, split).is_file() for split in cls.files)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits whose questions are there."""
-        return tuple(split for split in self.files if self._path(self.root, split).is_file())
-
-    @classmethod
-    def _path(cls, root: Path, split: str) -> Path:
-        """The file of a split's questions."""
-        return root / cls.files[split]
 
     @abc.abstractmethod
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
@@ -91,12 +62,15 @@ class Layout(Dataset):
     def _listing(self, folder: str) -> frozenset[str]:
         """The names in a folder: one look at it is much faster than one at each of its pictures."""
         if folder not in self._listings:
+            names: list[str] = []
             try:
-                self._listings[folder] = frozenset(os.listdir(folder))
-            except (FileNotFoundError, NotADirectoryError):
-                self._listings[folder] = frozenset()
+                names = os.listdir(folder)
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that no folder can have
+                pass
             except OSError as error:
-                raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None
+                if error.errno != errno.ENAMETOOLONG:
+                    raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None
+            self._listings[folder] = frozenset(names)
         return self._listings[folder]
 
     @functools.cached_property
@@ -108,7 +82,7 @@ class Layout(Dataset):
         found = IdMap()
         for _, raw in self._asked(split):
             try:
-                found.setdefault(identity(raw, self.id_key), 1)
+                found.setdefault(raw.identity(self.id_key), 1)
             except Unusable:
                 continue  # counted when the split itself is read
         return found
@@ -123,10 +97,14 @@ class Layout(Dataset):
 
     def references(self, split: str) -> Iterator[dict[str, Any]]:
         """What predictions of a split are compared with, whether or not the pictures are there."""
-        for _, raw, question in self._read(split):
-            yield self._reference(raw, question)
+        for where, raw, question in self._read(split):
+            try:
+                yield self._reference(raw, question)
+            except Unusable as error:
+                self.problems.report(error.kind, where, str(error))
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
+        """What predictions of one question are compared with. Raises Unusable."""
         return {"id": question.id, "answers": list(question.answers), "gold": list(question.gold)}
 
     def _read(self, split: str) -> Iterator[tuple[str, Raw, Question]]:
@@ -180,18 +158,26 @@ class Layout(Dataset):
     def _placed(self, record: Record) -> Record:
         return dataclasses.replace(record, image=self._locate(record.image)) if record.image else record
 
+    def _lines(self, path: Path) -> Iterator[tuple[str, Raw]]:
+        """The objects of a file of JSON lines."""
+        return self._objects(json_lines(path, self.problems))
+
     def _elements(self, path: Path, key: str | None = None) -> Iterator[tuple[str, Raw]]:
-        """The objects of a file's array; what is none is reported."""
-        for where, value in elements(path, key):
+        """The objects of a file's array."""
+        return self._objects(elements(path, key))
+
+    def _objects(self, values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Raw]]:
+        """The objects among some values, with where they stand; what is none is reported."""
+        for where, value in values:
             if isinstance(value, dict):
-                yield where, value
+                yield where, Raw(value)
             else:
                 self.problems.report("malformed record", where, f"expected an object, found {type(value).__name__}")
 
     def _list(self, where: str, raw: Raw, key: str) -> list[Raw]:
         """The objects of a list that may be absent; one that is none is reported."""
         try:
-            return object_list(raw, key)
+            return raw.objects(key)
         except Unusable as error:
             self.problems.report(error.kind, where, str(error))
             return []
@@ -201,58 +187,3 @@ class Layout(Dataset):
         if not path.is_file():
             self.problems.report("missing file", str(path), "no such file; what it holds is left out")
         return path.is_file()
-
-
-def field(raw: Raw, key: str, kind: type[Kind]) -> Kind:
-    """``raw[key]``, checked for its type. Raises :class:`Unusable`: ``malformed record``."""
-    found = raw.get(key)
-    if not isinstance(found, kind) or isinstance(found, bool):
-        shown = "is missing" if found is None else f"must be {kind.__name__}, found {type(found).__name__}"
-        raise Unusable("malformed record", f"{key!r} {shown}")
-    return found
-
-
-def identity(raw: Raw, key: str) -> str:
-    """An id that files write as a string or as a whole number. Raises :class:`Unusable`: ``malformed record``."""
-    found = raw.get(key)
-    if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
-        raise Unusable("malformed record", f"{key!r} must be an id, found {found!r:.60}")
-    return str(found)
-
-
-def object_list(raw: Raw, key: str) -> list[Raw]:
-    """A list of objects, empty where the key is absent. Raises :class:`Unusable`: ``malformed record``."""
-    found: list[Any] = field(raw, key, list) if raw.get(key) is not None else []
-    if not all(isinstance(one, dict) for one in found):
-        raise Unusable("malformed record", f"{key!r} must be a list of objects")
-    return found
-
-
-def strings(raw: Raw, key: str) -> list[str]:
-    """A list of strings, empty where the key is absent. Raises :class:`Unusable`: ``malformed record``."""
-    found: list[Any] = field(raw, key, list) if raw.get(key) is not None else []
-    if not all(isinstance(one, str) for one in found):
-        raise Unusable("malformed record", f"{key!r} must be a list of strings")
-    return found
-
-
-def question_text(raw: Raw, key: str, clean: Callable[[str], str] = str.strip) -> str:
-    """The words of a question. Raises :class:`Unusable`: ``malformed record``, ``empty question``."""
-    found = clean(field(raw, key, str))
-    if not found:
-        raise Unusable("empty question", f"{key!r} holds no word")
-    return found
-
-
-def answered(answers: Iterable[str], key: str) -> tuple[str, ...]:
-    """The answers that hold a word. Raises :class:`Unusable`: ``empty answer`` where none does."""
-    found = tuple(answer.strip() for answer in answers if answer.strip())
-    if not found:
-        raise Unusable("empty answer", f"{key!r} holds no answer")
-    return found
-
-
-def without(ids: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
-    """``ids`` once each, in their order, but for ``others``."""
-    left_out = set(others)
-    return tuple(one for one in dict.fromkeys(ids) if one not in left_out)

@@ -13,20 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.json_stream import members
-from ra_blip.data.readers.layout import (
-    Found,
-    Layout,
-    Raw,
-    Unusable,
-    answered,
-    field,
-    identity,
-    object_list,
-    question_text,
-    strings,
-    without,
-)
-from ra_blip.data.readers.reading import objects
+from ra_blip.data.readers.layout import Found, Layout
+from ra_blip.data.readers.raw import Raw, Unusable, answered, without
 from ra_blip.records import Item, Question
 
 
@@ -34,15 +22,15 @@ class _Questions(Layout):
     """What both layouts share: the form of a question."""
 
     def _question(self, raw: Raw, split: str) -> Question:
-        metadata = field(raw, "metadata", dict)
+        metadata = Raw(raw.field("metadata", dict))
         gold = self._gold(raw, metadata)
         return Question(
-            identity(raw, "qid"),
-            question_text(raw, "question"),
+            raw.identity("qid"),
+            raw.question("question"),
             answers=("; ".join(answered(_answers(raw), "answers")),) if "answers" in raw else (),
             gold=without(gold, ()),
             negatives=without(self._candidates(metadata), gold),
-            category=field(metadata, "type", str) if "type" in metadata else None,
+            category=metadata.field("type", str) if "type" in metadata else None,
         )
 
     @abc.abstractmethod
@@ -51,10 +39,10 @@ class _Questions(Layout):
 
     def _candidates(self, metadata: Raw) -> list[str]:
         """The ids of all items that belong to a question, gold or not. Raises Unusable."""
-        return strings(metadata, "image_doc_ids")
+        return metadata.strings("image_doc_ids")
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
-        modalities = {answer.get("modality") for answer in object_list(raw, "answers")}
+        modalities = {answer.get("modality") for answer in raw.objects("answers")}
         return {
             "id": question.id,
             "answers": list(_answers(raw)),
@@ -97,16 +85,16 @@ class MultimodalQA(_Questions):
         for name, make in (("MMQA_texts", _text), ("MMQA_tables", _rows), ("MMQA_images", _picture)):
             path = _file(self.root, name)
             if self._is_there(path):
-                for where, raw in objects(path, self.problems):
+                for where, raw in self._lines(path):
                     yield where, raw, make
 
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
-        return objects(self._path(self.root, split), self.problems)
+        return self._lines(self._path(self.root, split))
 
     def _gold(self, raw: Raw, metadata: Raw) -> list[str]:
         gold = []
-        for document in object_list(raw, "supporting_context"):
-            name = identity(document, "doc_id")
+        for document in raw.objects("supporting_context"):
+            name = document.identity("doc_id")
             gold += self._gold_rows(name, raw, metadata) if document.get("doc_part") == "table" else [name]
         return gold
 
@@ -118,7 +106,7 @@ class MultimodalQA(_Questions):
     def _candidates(self, metadata: Raw) -> list[str]:
         table = metadata.get("table_id")
         rows = [f"{table}.{row}" for row in range(self._row_counts.get(table, 0))] if isinstance(table, str) else []
-        return [*strings(metadata, "text_doc_ids"), *super()._candidates(metadata), *rows]
+        return [*metadata.strings("text_doc_ids"), *super()._candidates(metadata), *rows]
 
     @functools.cached_property
     def _row_counts(self) -> dict[str, int]:
@@ -126,9 +114,9 @@ class MultimodalQA(_Questions):
         if not self._is_there(path):
             return {}
         counts = {}
-        for where, raw in objects(path, self.problems):
+        for where, raw in self._lines(path):
             try:
-                counts[identity(raw, "id")] = len(field(field(raw, "table", dict), "table_rows", list))
+                counts[raw.identity("id")] = len(Raw(raw.field("table", dict)).field("table_rows", list))
             except Unusable as error:
                 self.problems.report(error.kind, where, str(error))
         return counts
@@ -159,15 +147,13 @@ class MultimodalQARagVL(_Questions):
         path = self.root / self.metadata_file
         if self._is_there(path):
             for where, name, raw in members(path):
-                yield where, {**raw, "id": name} if isinstance(raw, dict) else {}, _picture
+                yield where, Raw(raw, id=name) if isinstance(raw, dict) else Raw(), _picture
 
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
         return self._elements(self._path(self.root, split))
 
     def _gold(self, raw: Raw, metadata: Raw) -> list[str]:
-        return [
-            identity(one, "doc_id") for one in object_list(raw, "supporting_context") if one.get("doc_part") == "image"
-        ]
+        return [one.identity("doc_id") for one in raw.objects("supporting_context") if one.get("doc_part") == "image"]
 
 
 def _file(root: Path, name: str) -> Path:
@@ -178,7 +164,7 @@ def _file(root: Path, name: str) -> Path:
 
 def _answers(raw: Raw) -> list[str]:
     """The strings of the answer; six of the published ones are numbers."""
-    return [_as_text(answer.get("answer")) for answer in object_list(raw, "answers")]
+    return [_as_text(answer.get("answer")) for answer in raw.objects("answers")]
 
 
 def _as_text(value: Any) -> str:
@@ -201,36 +187,29 @@ def _cells(value: Any, key: str) -> Iterator[int]:
 
 
 def _text(raw: Raw) -> list[Item]:
-    text = field(raw, "text", str).strip()
+    text = raw.field("text", str).strip()
     if not text:
         raise Unusable("empty item", f"text {raw.get('id')!r} has no words")
-    return [Item(identity(raw, "id"), text, _title(raw), source=_source(raw))]
+    return [Item(raw.identity("id"), text, raw.words("title"), source=raw.words("url", str))]
 
 
 def _picture(raw: Raw) -> list[Item]:
     caption = raw.get("caption")
     text = caption.strip() or None if isinstance(caption, str) else None
-    return [Item(identity(raw, "id"), text, _title(raw), field(raw, "path", str), _source(raw))]
+    return [Item(raw.identity("id"), text, raw.words("title"), raw.field("path", str), raw.words("url", str))]
 
 
 def _rows(raw: Raw) -> list[Item]:
     """A table row by row; a row without words is left empty, and so reported by the caller."""
-    name, table = identity(raw, "id"), field(raw, "table", dict)
-    columns = [field(column, "column_name", str).strip() for column in object_list(table, "header")]
+    name, table = raw.identity("id"), Raw(raw.field("table", dict))
+    title, source = raw.words("title"), raw.words("url", str)
+    columns = [column.field("column_name", str).strip() for column in table.objects("header")]
     heading = table.get("table_name")
     prefix = f"{heading.strip()}. " if isinstance(heading, str) and heading.strip() else ""
     items = []
-    for number, row in enumerate(field(table, "table_rows", list)):
-        cells = [field(cell, "text", str).strip() for cell in object_list({"row": row}, "row")]
+    for number, row in enumerate(table.field("table_rows", list)):
+        cells = [cell.field("text", str).strip() for cell in Raw(row=row).objects("row")]
         named = zip([*columns, *[""] * (len(cells) - len(columns))], cells, strict=False)
         words = "; ".join(f"{column}: {cell}" if column else cell for column, cell in named if cell)
-        items.append(Item(f"{name}.{number}", f"{prefix}{words}" if words else None, _title(raw), source=_source(raw)))
+        items.append(Item(f"{name}.{number}", f"{prefix}{words}" if words else None, title, source=source))
     return items
-
-
-def _title(raw: Raw) -> str | None:
-    return field(raw, "title", str).strip() or None if raw.get("title") is not None else None
-
-
-def _source(raw: Raw) -> str | None:
-    return field(raw, "url", str) or None if raw.get("url") is not None else None

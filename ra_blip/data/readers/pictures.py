@@ -39,9 +39,7 @@ class PictureFolder(CaptionDataset):
         """The folders with such names; ``train`` where there are none."""
         return tuple(split for split in SPLITS if (self.root / split).is_dir()) or ("train",)
 
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures of one split, folder by folder, by name."""
-        self.require_split(split)
+    def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
         inside, seen = self.root / split, set[str]()
         for folder, below, files in os.walk(inside if inside.is_dir() else self.root, followlinks=True):
             below[:] = sorted(one for one in below if not one.startswith("."))
@@ -56,7 +54,7 @@ class PictureFolder(CaptionDataset):
                 elif path.suffix.lower() in OTHER_ENDINGS:
                     self.problems.report("unknown format", str(path), "not a JPEG, PNG or WebP picture; convert it")
 
-    def _one(self, path: Path) -> Iterator[Picture]:
+    def _one(self, path: Path) -> Iterator[tuple[str, Picture]]:
         name = path.relative_to(self.root).as_posix()
         try:
             name.encode()
@@ -75,7 +73,7 @@ class PictureFolder(CaptionDataset):
             self.problems.report("not JSON", str(path), f"{path.stem}.json beside it is not JSON")
         else:
             words = self._words([] if said is None else [said], str(path))
-            yield Picture(name, str(path), words)
+            yield str(path), Picture(name, str(path), words)
 
 
 def caption(parts: Mapping[str, bytes]) -> Any:

@@ -7,11 +7,11 @@ import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from ra_blip.containers import is_there
 from ra_blip.data.id_map import IdMap
-from ra_blip.data.readers.dataset import Dataset, Problems
+from ra_blip.data.readers.dataset import Problems, SplitFiles
 from ra_blip.data.readers.reading import json_lines
 from ra_blip.errors import DataError
 from ra_blip.records import Item, Question, parse_record
@@ -20,20 +20,16 @@ Record = TypeVar("Record", Item, Question)
 FILES = {"train": "train_questions.jsonl", "val": "val_questions.jsonl", "test": "questions.jsonl"}
 
 
-class Plain(Dataset):
+class Plain(SplitFiles):
     """``items.jsonl``; ``train_questions.jsonl``, ``val_questions.jsonl``, and ``questions.jsonl``, the test split."""
 
     name = "plain"
+    files: ClassVar = FILES
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """By any of the files."""
-        return any((root / file).is_file() for file in ("items.jsonl", *FILES.values()))
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Those whose file is there."""
-        return tuple(split for split, file in FILES.items() if (self.root / file).is_file())
+        return (root / "items.jsonl").is_file() or super().recognises(root)
 
     def items(self) -> Iterator[Item]:
         """The items whose picture is there, if they name one."""
@@ -42,7 +38,7 @@ class Plain(Dataset):
     def questions(self, split: str) -> Iterator[Question]:
         """The questions of one split whose picture is there, if they name one."""
         self.require_split(split)
-        return self._whole(records(self.root / FILES[split], Question, self.problems))
+        return self._whole(records(self._path(self.root, split), Question, self.problems))
 
     def _whole(self, found: Iterator[tuple[str, Record]]) -> Iterator[Record]:
         for where, record in found:

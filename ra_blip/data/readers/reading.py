@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from ra_blip.data.id_map import IdMap
 from ra_blip.data.readers.dataset import Problems
+from ra_blip.data.readers.raw import Kind, Raw, Unusable
 from ra_blip.errors import DataError
 from ra_blip.records import Item, Question, parse_json
 
@@ -61,13 +63,12 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)})") from None
 
 
-def require(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
+def require(value: dict[str, Any], key: str, kind: type[Kind], where: str) -> Kind:
     """``value[key]``, checked for its type. Raises :class:`DataError` naming ``where`` and the key."""
-    found = value.get(key)
-    if not isinstance(found, kind) or isinstance(found, bool):
-        shown = "is missing" if found is None else f"must be {kind.__name__}, found {type(found).__name__}"
-        raise DataError(f"{where}: {key!r} {shown}")
-    return found
+    try:
+        return Raw(value).field(key, kind)
+    except Unusable as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def picture(root: Path, relative: str, where: str) -> str:
@@ -75,7 +76,7 @@ def picture(root: Path, relative: str, where: str) -> str:
     inside = _inside(root, relative)
     if inside is None:
         raise DataError(f"{where}: picture path {relative!r} must be relative and stay inside the data set")
-    if not inside.is_file():
+    if not os.path.isfile(inside):
         raise DataError(f"{where}: no such picture: {inside}")
     return str(inside)
 
@@ -127,15 +128,6 @@ def json_lines(
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def objects(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of :func:`json_lines` that are objects; the others are reported as ``malformed record``."""
-    for where, value in json_lines(path, problems):
-        if isinstance(value, dict):
-            yield where, value
-        else:
-            problems.report("malformed record", where, f"expected a JSON object, found {type(value).__name__}")
-
-
 def existing(root: Path, names: Sequence[str], where: str, problems: Problems) -> str | None:
     """The first of these paths inside ``root`` that is a file; where none is, None, reported as ``missing image``."""
     found = first_file(root, names)
@@ -146,7 +138,7 @@ def existing(root: Path, names: Sequence[str], where: str, problems: Problems) -
 
 def first_file(root: Path, names: Iterable[str]) -> Path | None:
     """The first of these names that is a file inside ``root``; names that lead out of it are none."""
-    return next((path for name in names if (path := _inside(root, name)) and path.is_file()), None)
+    return next((path for name in names if (path := _inside(root, name)) and os.path.isfile(path)), None)
 
 
 def unique(records: Iterable[tuple[str, Record]], problems: Problems) -> Iterator[Record]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ra_blip.data.readers.captions import CaptionDataset, Picture
 from ra_blip.data.readers.json_stream import elements
-from ra_blip.data.readers.reading import unique
 
 
 class VisualGenome(CaptionDataset):
@@ -28,12 +27,7 @@ class VisualGenome(CaptionDataset):
         """``train``."""
         return ("train",)
 
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """The pictures in the file's order, each with the phrases of its regions."""
-        self.require_split(split)
-        return unique(self._pictures(), self.problems)
-
-    def _pictures(self) -> Iterator[tuple[str, Picture]]:
+    def _pictures(self, split: str) -> Iterator[tuple[str, Picture]]:
         for where, entry in elements(self.root / "region_descriptions.json"):
             try:
                 name, regions = str(entry["id"]), [region["phrase"] for region in entry["regions"]]

@@ -12,17 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.json_stream import member
-from ra_blip.data.readers.layout import (
-    Layout,
-    Raw,
-    Unusable,
-    answered,
-    field,
-    identity,
-    object_list,
-    question_text,
-    strings,
-)
+from ra_blip.data.readers.layout import Layout
+from ra_blip.data.readers.raw import Raw, Unusable
 from ra_blip.data.readers.reading import first_file
 from ra_blip.records import Item, Question
 
@@ -48,19 +39,19 @@ class CocoQuestions(Layout):
 
     def _question(self, raw: Raw, split: str) -> Question:
         return Question(
-            identity(raw, "question_id"),
-            question_text(raw, "question"),
+            raw.identity("question_id"),
+            raw.question("question"),
             self._picture(raw, split),
-            answers=answered(strings(raw, self.answer_key), self.answer_key) if self.answer_key in raw else (),
+            answers=raw.answers(self.answer_key),
             category=raw.get("category"),
         )
 
     def _picture(self, raw: Raw, split: str) -> str:
         """The path of the picture inside COCO's folder, as ``val2014/COCO_val2014_000000000042.jpg``."""
-        return field(raw, "image", str)
+        return raw.field("image", str)
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
-        found = {"id": question.id, "answers": strings(raw, self.answer_key)}
+        found = {"id": question.id, "answers": raw.strings(self.answer_key)}
         return {**found, "category": question.category} if question.category else found
 
     def _asked(self, split: str) -> Iterator[tuple[str, Raw]]:
@@ -78,18 +69,19 @@ class CocoQuestions(Layout):
         known = self._annotations(path)
         for where, raw in self._asked(split):
             answers, category = known.get(str(raw.get("question_id")), ((), None))
-            yield where, {**raw, self.answer_key: list(answers), "category": category}
+            yield where, Raw({**raw, self.answer_key: list(answers), "category": category})
 
     def _annotations(self, path: Path) -> Answers:
         """A file of annotations without what is not needed: some 250 MB of memory for VQAv2's training answers."""
         found: Answers = {}
-        in_words: Raw = (member(path, "question_types") or {}) if self.category_key == "question_type" else {}
+        by_type = self.category_key == "question_type"
+        in_words: dict[str, Any] = (member(path, "question_types") if by_type else None) or {}
         for where, raw in self._elements(path, "annotations"):
             try:
-                name = identity(raw, "question_id")
+                name = raw.identity("question_id")
                 if name in found:
                     raise Unusable("duplicate id", f"question {name!r} was answered before")
-                answers = tuple(sys.intern(field(one, "answer", str)) for one in object_list(raw, "answers"))
+                answers = tuple(sys.intern(one.field("answer", str)) for one in raw.objects("answers"))
                 category = raw.get(self.category_key)
                 found[name] = answers, in_words.get(category, category) if isinstance(category, str) else None
             except Unusable as error:
@@ -128,7 +120,7 @@ class VQAv2(CocoQuestions):
 
     def _picture(self, raw: Raw, split: str) -> str:
         subset = self.files[split]
-        return f"{subset}/COCO_{subset}_{field(raw, 'image_id', int):012}.jpg"
+        return f"{subset}/COCO_{subset}_{raw.field('image_id', int):012}.jpg"
 
 
 class OKVQA(VQAv2):
@@ -156,15 +148,15 @@ class AOKVQA(CocoQuestions):
 
     def _question(self, raw: Raw, split: str) -> Question:
         correct = raw.get("correct_choice_idx")
-        if correct is not None and not 0 <= field(raw, "correct_choice_idx", int) < len(strings(raw, "choices")):
+        if correct is not None and not 0 <= raw.field("correct_choice_idx", int) < len(raw.strings("choices")):
             raise Unusable("malformed record", f"'correct_choice_idx' is {correct}, there are {len(raw['choices'])}")
         return super()._question(raw, split)
 
     def _picture(self, raw: Raw, split: str) -> str:
-        return f"{split}2017/{field(raw, 'image_id', int):012}.jpg"
+        return f"{split}2017/{raw.field('image_id', int):012}.jpg"
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
-        choices, correct = strings(raw, "choices"), raw.get("correct_choice_idx")
+        choices, correct = raw.strings("choices"), raw.get("correct_choice_idx")
         return {
             **super()._reference(raw, question),
             "choices": choices,
@@ -223,4 +215,4 @@ class AOKVQALavis(AOKVQA):
     folders: ClassVar[tuple[str, ...]] = ("coco/images",)
 
     def _picture(self, raw: Raw, split: str) -> str:
-        return field(raw, "image", str)
+        return raw.field("image", str)

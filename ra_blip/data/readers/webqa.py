@@ -12,23 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.json_stream import members
-from ra_blip.data.readers.layout import (
-    Found,
-    Layout,
-    Raw,
-    Unusable,
-    answered,
-    field,
-    identity,
-    object_list,
-    question_text,
-    strings,
-    without,
-)
+from ra_blip.data.readers.layout import Found, Layout
+from ra_blip.data.readers.raw import Raw, Unusable, without
 from ra_blip.data.readers.webqa_tsv import TsvPictures
 from ra_blip.records import Item, Question
 
 UNKNOWN_KEYWORDS = "TBD"  # what stands for the keywords of text questions
+# list of facts -> the key of a fact's id
+_GOLD = {"img_posFacts": "image_id", "txt_posFacts": "snippet_id"}
+_OTHERS = {"img_negFacts": "image_id", "txt_negFacts": "snippet_id"}
 
 
 class WebQA(Layout):
@@ -60,23 +52,18 @@ class WebQA(Layout):
                 self.problems.report("malformed record", where, f"unknown split {raw.get('split')!r}")
 
     def _records(self, path: Path) -> Iterator[tuple[str, Raw]]:
-        for where, guid, raw in members(path):
-            if isinstance(raw, dict):
-                yield where, {**raw, "qid": guid}
-            else:
-                self.problems.report("malformed record", where, f"expected an object, found {type(raw).__name__}")
+        named = ((at, {**raw, "qid": guid} if isinstance(raw, dict) else raw) for at, guid, raw in members(path))
+        return self._objects(named)
 
     def _question(self, raw: Raw, split: str) -> Question:
-        answers = tuple(unquoted(answer) for answer in strings(raw, "A"))
-        gold = [*_ids(raw, "img_posFacts", "image_id"), *_ids(raw, "txt_posFacts", "snippet_id")]
-        negatives = [*_ids(raw, "img_negFacts", "image_id"), *_ids(raw, "txt_negFacts", "snippet_id")]
+        gold, negatives = _named(raw, _GOLD), _named(raw, _OTHERS)
         return Question(
-            identity(raw, "qid"),
-            question_text(raw, "Q", unquoted),
-            answers=answered(answers, "A") if "A" in raw else (),
+            raw.identity("qid"),
+            raw.question("Q", unquoted),
+            answers=raw.answers("A", unquoted),
             gold=without(gold, ()),
             negatives=without(negatives, gold),
-            category=field(raw, "Qcate", str) if "Qcate" in raw else None,
+            category=raw.field("Qcate", str) if "Qcate" in raw else None,
         )
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
@@ -104,16 +91,18 @@ class WebQA(Layout):
 
 def picture_item(fact: Raw) -> list[Item]:
     """A picture with title and caption; its picture is named by its id alone. Raises :class:`Unusable`."""
-    name = identity(fact, "image_id")
-    return [Item(name, _words(fact, "caption"), _words(fact, "title"), name, _words(fact, "url"))]
+    name = fact.identity("image_id")
+    caption, title, url = (fact.words(key, unquoted) for key in ("caption", "title", "url"))
+    return [Item(name, caption, title, name, url)]
 
 
 def snippet_item(fact: Raw) -> list[Item]:
     """A text snippet. Raises :class:`Unusable`."""
-    name, text = identity(fact, "snippet_id"), _words(fact, "fact")
+    name = fact.identity("snippet_id")
+    text, title, url = (fact.words(key, unquoted) for key in ("fact", "title", "url"))
     if text is None:
         raise Unusable("empty item", f"snippet {name!r} has no text")
-    return [Item(name, text, _words(fact, "title"), source=_words(fact, "url"))]
+    return [Item(name, text, title, source=url)]
 
 
 def unquoted(text: str) -> str:
@@ -121,9 +110,5 @@ def unquoted(text: str) -> str:
     return text.strip().strip('"').replace("\r", "").strip()
 
 
-def _words(fact: Raw, key: str) -> str | None:
-    return (unquoted(field(fact, key, str)) or None) if fact.get(key) is not None else None
-
-
-def _ids(raw: Raw, key: str, name: str) -> list[str]:
-    return [identity(fact, name) for fact in object_list(raw, key)]
+def _named(raw: Raw, keys: dict[str, str]) -> list[str]:
+    return [fact.identity(name) for key, name in keys.items() for fact in raw.objects(key)]

@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_blip.data.readers.json_stream import members
-from ra_blip.data.readers.layout import (
-    Found,
-    Layout,
-    Raw,
-    Unusable,
-    answered,
-    identity,
-    question_text,
-    strings,
-    without,
-)
-from ra_blip.data.readers.reading import objects
+from ra_blip.data.readers.layout import Found, Layout
+from ra_blip.data.readers.raw import Raw, Unusable, without
 from ra_blip.data.readers.webqa import WebQA, picture_item, snippet_item, unquoted
 from ra_blip.records import Item, Question
 
@@ -41,16 +31,16 @@ class WebQAUniVLDR(WebQA):
         return (root / "all_docs.json").is_file() or (root / "all_imgs.json").is_file()
 
     def _entries(self, split: str) -> Iterator[tuple[str, Raw]]:
-        return objects(self.root / self.files[split], self.problems)
+        return self._lines(self.root / self.files[split])
 
     def _question(self, raw: Raw, split: str) -> Question:
-        gold = {part: strings(raw, f"{part}_posFacts") for part in ("img", "txt")}
+        gold = {part: raw.strings(f"{part}_posFacts") for part in ("img", "txt")}
         named = [*gold["img"], *gold["txt"]]
-        negatives = [*strings(raw, "img_negFacts"), *strings(raw, "txt_negFacts"), *strings(raw, "all_negFacts")]
+        negatives = [name for part in ("img", "txt", "all") for name in raw.strings(f"{part}_negFacts")]
         return Question(
-            identity(raw, "qid"),
-            question_text(raw, "Q", unquoted),
-            answers=answered(map(unquoted, strings(raw, "A")), "A") if "A" in raw else (),
+            raw.identity("qid"),
+            raw.question("Q", unquoted),
+            answers=raw.answers("A", unquoted),
             gold=without(named, ()),
             negatives=without(negatives, named),
             category="image" if gold["img"] else "text",
@@ -63,7 +53,7 @@ class WebQAUniVLDR(WebQA):
     def _facts(self) -> Iterator[Found]:
         for file, make in (("all_docs.json", snippet_item), ("all_imgs.json", picture_item)):
             if self._is_there(self.root / file):
-                for where, raw in objects(self.root / file, self.problems):
+                for where, raw in self._lines(self.root / file):
                     yield where, raw, make
 
 
@@ -91,10 +81,10 @@ class WebQARagVL(WebQA):
         if split == "train" and raw.get("split", "train") != "train":
             raise Unusable("evaluation id", f"the record says that it belongs to the split {raw['split']!r}")
         images = {key: value for key, value in raw.items() if key not in ("txt_posFacts", "txt_negFacts")}
-        return super()._question(images, split)
+        return super()._question(Raw(images), split)
 
     def _reference(self, raw: Raw, question: Question) -> dict[str, Any]:
-        return super()._reference({**raw, "Keywords_A": raw.get("EM", raw.get("Keywords_A"))}, question)
+        return super()._reference(Raw(raw, Keywords_A=raw.get("EM", raw.get("Keywords_A"))), question)
 
     def _facts(self) -> Iterator[Found]:
         for split in self.splits:
@@ -105,7 +95,7 @@ class WebQARagVL(WebQA):
 
     def _captioned(self, fact: Raw) -> list[Item]:
         caption = self._captions.get(str(fact.get("image_id")))
-        return picture_item({**fact, "caption": caption} if caption else fact)
+        return picture_item(Raw(fact, caption=caption) if caption else fact)
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:

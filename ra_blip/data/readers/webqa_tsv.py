@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ra_blip.containers import TSV_INDEXES, WEBQA_IDS, mark_of, row_index, row_offset, row_offsets
-from ra_blip.data.readers.layout import Unusable
+from ra_blip.data.readers.raw import Unusable
 from ra_blip.errors import DataError
 
 PROBES = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 import unicodedata
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 
+@functools.lru_cache(2**16)  # each reference is normalised once for every metric, and many are equal
 def normalise(answer: str) -> str:
     """Lower case, no punctuation, no articles (a, an, the), single spaces.
 

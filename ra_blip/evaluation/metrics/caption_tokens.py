@@ -70,12 +70,12 @@ def tokens(caption: str) -> list[str]:
         elif word.endswith("n't") and len(word) > 3:
             words += [word[:-3], "n't"]
         elif word not in _DROPPED:
-            words.append(word + "." if _is_abbreviated(word, text[match.end() :]) else word)
+            words.append(word + "." if _is_abbreviated(word, text, match.end()) else word)
     return words
 
 
-def _is_abbreviated(word: str, rest: str) -> bool:
-    """Whether the full stop that follows belongs to the word."""
+def _is_abbreviated(word: str, text: str, end: int) -> bool:
+    """Whether the full stop that follows the word, at ``end``, belongs to it."""
     if len(word) == 1 and word.isalpha():
-        return rest.startswith(".")
-    return word in _FOLLOWED_BY and _FOLLOWED_BY[word].match(rest) is not None
+        return text.startswith(".", end)
+    return word in _FOLLOWED_BY and _FOLLOWED_BY[word].match(text, end) is not None

@@ -9,6 +9,7 @@ not equal the list with it once; F1 is rounded to two decimals for each question
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from ra_blip.evaluation.metrics.number_words import number_of
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@functools.lru_cache(2**16)  # EM and F1 both ask for it
 def normalise(answer: str) -> str:
     """Lower case, without punctuation and articles, every number in the form of a float ("7" becomes "7.0")."""
     words = (_normalise_word(word.lower()) for word in re.split("[ -]", answer))
