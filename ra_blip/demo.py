@@ -262,7 +262,7 @@ def _evaluate(out: Path, seed: int) -> dict[str, Any]:
     from ra_blip.models.rablip import RABlip
     from ra_blip.records import read_items, read_questions
     from ra_blip.retrieval.index import KnowledgeIndex
-    from ra_blip.training.engine import set_threads
+    from ra_blip.training.run import set_threads
 
     set_threads(1)  # small matrices: a second thread costs more than it gives, and one thread gives the same bits
     if not (out / "metrics.json").exists():

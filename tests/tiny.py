@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def picture(folder: Path, name: str) -> str:
     if second:
         image.paste(COLOURS[second], (0, 0, 20, 9))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.png"
-    image.save(path)
+    path, beside = folder / f"{name}.png", folder / f".{name}.{os.getpid()}.png"
+    image.save(beside)
+    os.replace(beside, path)  # as a whole: two ranks write and read it at once
     return str(path)
 
 

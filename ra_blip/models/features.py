@@ -1,7 +1,8 @@
-"""Frozen picture features, computed once: in memory always, on disk where a folder is given."""
+"""Frozen picture features, computed once: kept on disk where a folder is given, else in memory as far as they fit."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -22,6 +23,8 @@ from ra_blip.errors import ConfigError, OutputError
 from ra_blip.images import read_picture
 
 OPEN_SHARDS = 128  # mapped at a time
+MEMORY = 4 << 30  # bytes of features that a store without a folder keeps
+HASHES = 1 << 20  # content hashes remembered by name
 SAME = 0.05  # of the largest feature: what computing a picture in other company may change
 
 
@@ -43,6 +46,7 @@ class FeatureStore:
         folder: where shards are kept; None keeps features in memory only.
         batch: pictures per call of ``compute``.
         dtype: what features are kept in.
+        memory: bytes of features kept in memory; beyond, those that were not asked for the longest time go.
     """
 
     def __init__(
@@ -52,20 +56,23 @@ class FeatureStore:
         folder: Path | None = None,
         batch: int = 64,
         dtype: torch.dtype = torch.bfloat16,
+        memory: int = MEMORY,
     ) -> None:
-        self.compute, self.key, self.batch, self.dtype = compute, key, batch, dtype
-        self._memory: dict[str, Tensor] = {}
+        self.compute, self.key, self.batch, self.dtype, self.memory = compute, key, batch, dtype, memory
+        self._memory: collections.OrderedDict[str, Tensor] = collections.OrderedDict()
+        self._held = 0  # bytes in it
         self._places: dict[str, tuple[Path, int, int]] = {}  # content hash -> listing, row in its shard, CRC-32
         self._verified: set[str] = set()
-        self._hashes: dict[tuple[str, Mark], str] = {}
         self._steady = False
         self.folder = folder / key[:16] if folder is not None else None
         if self.folder is not None:
             for listing in sorted(self.folder.glob("*.json")):
                 self._attach(listing)
 
-    def __call__(self, images: Sequence[str]) -> Tensor:
+    def __call__(self, images: Sequence[str], device: torch.device | None = None) -> Tensor:
         """Features (B, N, W) float32 of pictures by name, computing those that are not there yet.
+
+        On the device that is named, else the CPU; what is computed there does not leave it on the way.
 
         Raises:
             ImageError: a picture is missing.
@@ -81,15 +88,20 @@ class FeatureStore:
             features = self._compute([names[key] for key in part])
             found.update(zip(part, features, strict=True))
             if self.folder is None:
-                self._memory.update(zip(part, features, strict=True))
+                self._remember(part, features.cpu())
             else:
-                self._append(self.folder, part, features)
-        return torch.stack([found[key] for key in keys]).float()
+                self._append(self.folder, part, features.cpu())
+        return torch.stack([found[key].to(device or "cpu") for key in keys]).float()
+
+    def holds(self, image: str) -> bool:
+        """Whether a picture's features are kept; can be asked from any thread. Raises :class:`ImageError`."""
+        key = self.key_of(image)
+        return key in self._places or key in self._memory
 
     def _compute(self, images: Sequence[str]) -> Tensor:
-        features = self.compute(images).to(self.dtype).cpu()
+        features = self.compute(images).to(self.dtype)
         if self.folder is not None and not self._steady:
-            again = self.compute(images[:1]).to(self.dtype).cpu()[0].float()
+            again = self.compute(images[:1]).to(self.dtype)[0].float()
             first = features[0].float()
             if (again - first).abs().max() > SAME * first.abs().max():
                 raise ConfigError(
@@ -102,6 +114,8 @@ class FeatureStore:
     def read(self, key: str) -> Tensor | None:
         """Kept features (N, W) by content hash; None where there are none, or they are damaged, which is said."""
         if key not in self._places:
+            if key in self._memory:
+                self._memory.move_to_end(key)
             return self._memory.get(key)
         listing, row, crc = self._places[key]
         shard = listing.with_suffix(".npy")
@@ -119,10 +133,14 @@ class FeatureStore:
 
     def key_of(self, image: str) -> str:
         """Content hash of a picture, remembered while size and time of its file or container stay."""
-        mark = image, stamp(image) or (0, 0)
-        if mark not in self._hashes:
-            self._hashes[mark] = hashlib.sha256(read_picture(image)).hexdigest()
-        return self._hashes[mark]
+        return _content_hash(image, stamp(image))
+
+    def _remember(self, names: Sequence[str], features: Tensor) -> None:
+        for name, one in zip(names, features, strict=True):
+            self._memory[name] = one.clone()  # a part of a batch would keep the whole of it
+            self._held += one.nbytes
+        while self._held > self.memory:
+            self._held -= self._memory.popitem(last=False)[1].nbytes
 
     def _attach(self, listing: Path) -> None:
         try:
@@ -152,6 +170,11 @@ class FeatureStore:
         except OSError as error:
             raise OutputError(f"{folder}: features cannot be written ({error.strerror or error})") from None
         self._places.update({name: (listing, *place) for name, place in rows.items()})
+
+
+@functools.lru_cache(HASHES)
+def _content_hash(image: str, mark: Mark | None) -> str:
+    return hashlib.sha256(read_picture(image)).hexdigest()
 
 
 @functools.lru_cache(OPEN_SHARDS)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import string
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from ra_blip.config import ModelConfig
 from ra_blip.containers import stamp
 from ra_blip.errors import CheckpointError, ConfigError
 from ra_blip.models.llm import llm_config
-from ra_blip.models.pixels import pixels
+from ra_blip.models.pixels import Pixels, pixels
 from ra_blip.models.prompt import IMAGE, LABELS, LAYOUTS, YES_NO, Prompt, ask
 from ra_blip.models.reader import PromptBatch, Read
 from ra_blip.records import Item, Question
 
-PIXEL_CACHE = 256 << 20  # bytes of decoded pictures kept
+PIXEL_CACHE = 1 << 30  # bytes of decoded pictures kept: some steps of a run, which are opened ahead
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "[DEC]", IMAGE]
 
 
@@ -35,7 +36,12 @@ class Processor:
         config: sizes, lengths and prompt layout.
         text: the Q-Former's tokenizer (BERT style: first token pooled, padding on the right).
         llm: the generator's tokenizer.
+
+    Attributes:
+        workers: threads that open the pictures of a batch; 0 opens them one after another.
     """
+
+    workers = 0
 
     def __init__(self, config: ModelConfig, text: Any, llm: Any) -> None:
         self.config, self.text, self.llm = config, text, llm
@@ -115,7 +121,14 @@ class Processor:
 
     def pixels(self, images: Sequence[str]) -> Tensor:
         """Open and resize pictures -> (B, 3, S, S) uint8. Raises :class:`ImageError` naming the file."""
-        return torch.from_numpy(np.stack([self._pixels(image, stamp(image)) for image in images]))
+        if self.workers and len(images) > 1:
+            with ThreadPoolExecutor(self.workers) as pool:
+                return torch.from_numpy(np.stack(list(pool.map(self.open, images))))
+        return torch.from_numpy(np.stack([self.open(image) for image in images]))
+
+    def open(self, image: str) -> Pixels:
+        """One picture -> (3, S, S), remembered for a while; from any thread. Raises :class:`ImageError`."""
+        return self._pixels(image, stamp(image))
 
     def texts(self, texts: Sequence[str], length: int | None = None, cut: str = "right") -> tuple[Tensor, Tensor]:
         """Q-Former tokens of texts -> ids (B, L) and mask (B, L), padded to the longest; ``cut`` where too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -83,6 +84,7 @@ class RABlip(nn.Module):
         self.load_report: LoadReport | None = None
         self._store: FeatureStore | None = None
         self._fingerprints: dict[str, tuple[list[tuple[int, int]], str]] = {}
+        self._instruction = self._fusion = True
         self.references = references(self)
 
     @classmethod
@@ -138,17 +140,34 @@ class RABlip(nn.Module):
         """Upload what :meth:`save_pretrained` writes to the Hugging Face hub -> its address; needs a login there."""
         return push_folder(self, repo_id, private, whole)
 
+    def ablated(self, instruction: bool = True, fusion: bool = True) -> RABlip:
+        """The same weights, shared and not copied, with parts off.
+
+        Args:
+            instruction: whether words guide how a prompt's pictures are read: to rank, to judge and to answer.
+            fusion: whether picture and words of a question or item are embedded together; otherwise each alone, and
+                the mean direction is taken. Such vectors need an index of their own.
+        """
+        other = copy.copy(self)
+        other._instruction, other._fusion = instruction, fusion
+        return other
+
     # ---------------------------------------------------------------- pictures
 
     def image_features(self, images: Sequence[str]) -> Tensor:
         """Frozen features (B, N, W) of pictures by path; each distinct picture is computed once."""
+        return self.store(images, self.device)
+
+    @property
+    def store(self) -> FeatureStore:
+        """Where the features of the frozen tower, as it is now, are kept."""
         vision = self.config.vision
         kept = self.config.precision.features
         made = [self.fingerprint_of("vision"), *_preprocessing(vision), kept]
         key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
         if self._store is None or self._store.key != key:  # the tower was trained since
             self._store = FeatureStore(self._compute_features, key, self._feature_folder, dtype=DTYPES[kept])
-        return self._store(images).to(self.device)
+        return self._store
 
     def _compute_features(self, images: Sequence[str]) -> Tensor:
         training = self.vision.training
@@ -247,7 +266,11 @@ class RABlip(nn.Module):
                 ids, mask = (part.to(self.device) for part in self.processor.texts([texts[i] for i in rows]))
             if with_image:
                 seen = gather_kv(kv, torch.tensor([pictures[str(images[i])] for i in rows], device=self.device))
-                parts.append(self.retriever.picture_vectors(seen or [], ids, mask))
+                if ids is None or mask is None or self._fusion:
+                    parts.append(self.retriever.picture_vectors(seen or [], ids, mask))
+                else:
+                    apart = self.retriever.picture_vectors(seen or []) + self.retriever.text_vectors(ids, mask)
+                    parts.append(nn.functional.normalize(apart, dim=-1))
             else:
                 assert ids is not None and mask is not None, "a record needs a text or a picture"
                 parts.append(self.retriever.text_vectors(ids, mask))
@@ -357,6 +380,8 @@ class RABlip(nn.Module):
         return self._tokenised(prompts)
 
     def _tokenised(self, prompts: Sequence[Prompt]) -> tuple[PromptBatch, Tensor | None]:
+        if not self._instruction:
+            prompts = [dataclasses.replace(prompt, guides=("",) * len(prompt.guides)) for prompt in prompts]
         pictures: dict[str, int] = {}
         batch = self.processor.prompts(prompts, pictures).to(self.device)
         return batch, self.image_features(list(pictures)) if pictures else None

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -194,82 +195,128 @@ def _activations(model: RABlip, run: RunConfig) -> float:
     Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", equation 1, without the
     attention matrix, which fused attention does not keep.
     """
+    if run.stage.name == "rank":
+        return 0.0  # what it reads is read without gradients
     wide = 34 * (2 if run.train.precision == "fp32" else 1)
-    config, kept = model.config, 0.0
-    layers = config.qformer.layers + (config.retriever.fusion_layers if run.stage.name != "answer" else 0)
-    kept += _reads(run, model)[1] * (config.qformer.queries + TEXT) * config.qformer.width * layers * wide
-    if run.stage.name == "answer":
+    config, kept, load = model.config, 0.0, _load(model, run)
+    layers = config.qformer.layers + (0 if load.prompts else config.retriever.fusion_layers)
+    kept += load.reads * (config.qformer.queries + TEXT) * config.qformer.width * layers * wide
+    if load.answers:
         llm = model.reader.generator.llm.config
         depth = getattr(llm, "num_layers", 0) + (getattr(llm, "num_decoder_layers", 0) or 0)
         depth = max(depth, getattr(llm, "num_hidden_layers", 0))
-        kept += 2 * (PROMPT + ANSWER) * model.reader.generator.width * depth * wide
+        kept += load.answers * (PROMPT + ANSWER) * model.reader.generator.width * depth * wide
     if any(p.requires_grad for p in model.vision.parameters()):
         tower = getattr(model.vision.model.config, "layers", 0) or getattr(
             model.vision.model.config, "num_hidden_layers", 12
         )
         cost = 2.0 if config.vision.gradient_checkpointing else wide
-        kept += _reads(run, model)[0] * model.vision.patches * model.vision.width * tower * cost
+        kept += load.pictures * model.vision.patches * model.vision.width * tower * cost
     return kept
 
 
-def _reads(run: RunConfig, model: RABlip) -> tuple[float, float]:
-    """Pictures that the eye sees, and Q-Former passes over a picture and a text, of one sample."""
-    stage = run.stage
+class _Load(NamedTuple):
+    """What the parts are given for one sample.
+
+    Attributes:
+        pictures: that the eye sees.
+        sources: pictures whose keys and values are computed; pictures that are read together have their own each time.
+        reads: Q-Former passes over pictures and text; ``bare`` those whose queries alone are fused.
+        prompts: that the language model reads; ``answers``: how many of them it is trained to go on from.
+    """
+
+    pictures: float
+    sources: float
+    reads: float
+    bare: float = 0.0
+    prompts: float = 0.0
+    answers: float = 0.0
+
+
+def _load(model: RABlip, run: RunConfig) -> _Load:
+    stage, config = run.stage, model.config.generator
     if stage.name == "pretrain":
-        return 1.0, 1.0 * bool(stage.itc or stage.itg) + 3.0 * bool(stage.itm)
+        some = 1.0 * bool(stage.itc or stage.itm or stage.itg)
+        matched = min((stage.itm_samples or run.train.batch_size) / run.train.batch_size, 1) * bool(stage.itm)
+        return _Load(1, some, some + 3 * matched, bare=some)
     if stage.name == "retrieve":
-        return 1.0 + stage.hard_negatives, 1.0 + stage.hard_negatives
-    if stage.name == "answer":
-        shown = 1 + (stage.negatives_min + stage.negatives_max) / 2
-        shown = min(shown, model.config.generator.image_slots or shown)
-        return shown, 1 + shown
-    return 1.0 + stage.negatives_max, 1.0 + stage.negatives_max
+        items, candidates = 1 + stage.hard_negatives, 1 + stage.conditioned_candidates
+        return _Load(items, items, items + stage.conditioned * (candidates - items))
+    if stage.name == "rank":
+        pairs = 1 + stage.negatives_max
+        return _Load(pairs, pairs, pairs, prompts=pairs)
+    joint = config.layout == "release"
+    if stage.name == "finetune":
+        items = min(run.data.keep if run.data.name == "retrieved" else 1, config.image_slots)
+        return _Load(items, items, 1 if joint else items, prompts=1, answers=1)
+    pairs = 2 if stage.name == "rerank" else 0
+    if pairs and not (stage.qa or stage.askg or stage.answer_word or stage.answer_match):
+        return _Load(pairs, pairs, pairs, prompts=pairs, answers=pairs)
+    shown = min(1 + (stage.negatives_min + stage.negatives_max) / 2, config.image_slots)
+    reads = 2 - stage.retrieved if joint else shown
+    width = min(1 + stage.negatives_max, config.image_slots)
+    sources = reads * width if joint else shown
+    return _Load(pairs + shown, pairs + sources, pairs + reads, prompts=pairs + 2, answers=pairs + 2)
 
 
 def _work(model: RABlip, run: RunConfig) -> list[tuple[str, float]]:
-    """FLOP of one sample by part: 2 a weight and token, times what :func:`_passes` says of backward passes."""
-    stage, config = run.stage.name, model.config
-    pictures, reads = _reads(run, model)
-    queries, patches = config.qformer.queries, model.vision.patches
-    eye = 2 * _weights(model.vision) * patches * pictures * _passes(model.vision)
-    half = model.reader if stage in ("answer", "rank", "rerank") else model.retriever
-    layers = half.qformer.layers
-    own = _passes(half.qformer)
-    cross = _weights(layers, "cross.kv") * patches * pictures
-    alone = TEXT * (_weights(layers, "attention") + _weights(layers, "text_ffn")) if half is model.retriever else 0
-    both = _weights(layers, "attention") * (queries + TEXT) + _weights(layers, "text_ffn") * TEXT
-    both += (_weights(layers, "query_ffn") + _weights(layers, "cross.q", "cross.out")) * queries
-    reading = 2 * own * (cross + alone + both * reads)
-    done = [("eye", eye), ("Q-Former", reading)]
+    """FLOP of one sample by part: 2 a weight and token, and as many for each gradient.
+
+    Attention's own products are left out, and the second reading that ``stage.noise_step`` asks for.
+    """
+    load = _load(model, run)
+    eye = _weights(model.vision) * model.vision.patches * load.pictures * _passes(model.vision)
+    half = model.reader if load.prompts else model.retriever
+    queries, layers, trains = model.config.qformer.queries, half.qformer.layers, run.stage.name != "rank"
+    text = TEXT if half.qformer.words is not None else 0
+    attention, words = _weights(layers, r"\.attention\."), _weights(layers, r"\.text_ffn\.")
+    reading: float = _weights(layers, r"\.cross\.kv\.") * model.vision.patches * load.sources
+    reading += load.reads * (attention * (queries + text) + words * text)
+    reading += load.reads * _weights(layers, r"\.query_ffn\.|\.cross\.(q|out)\.") * queries
     if half is model.retriever:
-        fused = _weights(model.retriever.fusion) * (queries + TEXT) * reads
-        table = half.qformer.words
-        words = table.weight.numel() * TEXT if run.stage.itg and table is not None else 0
-        done += [("fusion", 2 * _passes(model.retriever.fusion) * fused)]
-        done += [("captioning head", 2 * own * words)] if stage == "pretrain" else []
+        reading += (attention + words) * text  # the caption, or the question, alone
+        reading += _weights(model.retriever.fusion) * (queries * load.reads + text * (load.reads - load.bare))
+        reading += _vocabulary(half.qformer.words) * text * load.bare
     else:
-        llm = model.reader.generator.llm
-        branches = 2 if stage == "answer" else reads
-        tokens = _weights(llm, without="decoder") * PROMPT
-        tokens += _weights(llm, "decoder") * ANSWER if stage == "answer" else 0
-        back = 1 if stage != "answer" else max(2, _passes(llm))  # a frozen model still hands gradients through
-        done += [("language model", 2 * back * branches * tokens)]
-    return done
+        reading += _weights(model.reader.project) * queries * load.reads
+    own = _passes(half.qformer) if trains else 1
+    parts = [("eye", 2 * eye), ("Q-Former", 2 * own * reading)]
+    if load.prompts:
+        told = _told(model.reader.generator.llm, load.prompts, load.answers)
+        parts.append(("language model", 2 * _passes(model.reader.generator.llm, handed_on=trains) * told))
+    return parts
 
 
-def _weights(part: nn.Module, *names: str, without: str = "\0") -> int:
-    """Elements of matrices that a token is multiplied with, of those whose names have one of ``names`` in them."""
+def _told(llm: Any, prompts: float, answers: float) -> float:
+    """Weights times tokens of a language model that reads prompts and is told answers."""
+    head = _vocabulary(llm.get_input_embeddings()) * ANSWER * answers
+    if not llm.config.is_encoder_decoder:
+        return _weights(llm.base_model) * (PROMPT * prompts + ANSWER * answers) + head
+    seen = _weights(llm.get_decoder(), r"(EncDecAttention|encoder_attn)\.(k|v)")  # keys and values of the prompt
+    told = (_weights(llm.get_decoder()) - seen) * ANSWER + seen * PROMPT
+    return _weights(llm.get_encoder()) * PROMPT * prompts + told * answers + head
+
+
+def _vocabulary(words: Any) -> int:
+    """Elements of the matrix that gives a token's logits: those of the embedding, which it may be tied to."""
+    return 0 if words is None else int(words.weight.numel())
+
+
+def _weights(part: nn.Module, names: str = "") -> int:
+    """Elements of matrices that a token is multiplied with, of those whose names match; embeddings are none."""
     return sum(
         parameter.numel()
         for name, parameter in part.named_parameters()
-        if parameter.dim() > 1 and "embed" not in name and "words" not in name and "shared" not in name
-        if (not names or any(wanted in name for wanted in names)) and without not in name
+        if parameter.dim() > 1 and not re.search("embed|words|shared|relative_attention_bias", name)
+        if re.search(names, f".{name}")
     )
 
 
-def _passes(part: nn.Module) -> int:
-    """3 where it trains (forward, and two products backward), 1 where it is frozen."""
-    return 3 if any(parameter.requires_grad for parameter in part.parameters()) else 1
+def _passes(part: nn.Module, handed_on: bool = False) -> float:
+    """Forward, and backward a product for each weight that trains, and for its input below others or ``handed_on``."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+    trained = sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
+    return 1 + trained + (1 if handed_on else trained)
 
 
 def _look(run: RunConfig) -> tuple[list[str], list[str]]:

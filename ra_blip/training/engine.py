@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +20,14 @@ from ra_blip.config import RunConfig
 from ra_blip.errors import CheckpointError, ConfigError, OutputError
 from ra_blip.records import write_text
 from ra_blip.training import checkpoint, gather
+from ra_blip.training.damaged import Damaged
 from ra_blip.training.ema import Ema
 from ra_blip.training.faults import RunStopped, TrainingDiverged, explained, names_of
 from ra_blip.training.optim import Resolved, schedule
-from ra_blip.training.samples import Source, samples_at
+from ra_blip.training.samples import Loader, Source
 from ra_blip.training.signals import Stop, stopping
-from ra_blip.training.strategy import Strategy
-from ra_blip.training.tracking import Tracker, memory_gib
+from ra_blip.training.strategy import Strategy, compile_layers
+from ra_blip.training.tracking import Meter, Tracker, memory_gib
 
 SHOWN = 4  # samples of an evaluation
 RANK_SEED = 982_451_653  # apart: dropout is not the same on two ranks
@@ -42,6 +43,9 @@ class TrainableStage(Protocol):
     @property
     def batch_coupled(self) -> bool:
         """Whether the loss compares the samples of a batch: then each rank collates the joined batch of all ranks."""
+
+    def opener(self) -> Callable[[Any], None]:
+        """What opens the pictures of a sample ahead of its step, in any thread."""
 
     def collate(self, samples: Sequence[Any], rng: np.random.Generator, step: int) -> dict[str, Any]:
         """Samples to a batch."""
@@ -96,15 +100,20 @@ class _Loop:
         strategy: Strategy,
         validation: Source | None,
     ) -> None:
-        self.stage, self.source, self.validation = stage, source, validation
+        self.stage, self.validation = stage, validation
         self.run, self.out, self.strategy = run, out, strategy
         self.folder = out / "checkpoints"
         self.frozen = checkpoint.frozen_marks(stage.model) if strategy.rank == 0 else {}
         self.optimizer = strategy.prepare(stage, table, run.train)
         self.scaler = torch.amp.GradScaler(strategy.device.type, enabled=run.train.precision == "fp16")
         self.ema = Ema(stage.model, run.train.ema) if run.train.ema else None
+        self.meter = Meter(None if strategy.sharded else strategy.device, run.train.precision)
         self.batch: dict[str, Any] = {}  # the last one, whose sizes an error names
         self.skipped = self.failed_saves = 0
+        self.damaged = Damaged(out, run.data.damaged, run.train.batch_size)
+        self.pool = ThreadPoolExecutor(run.train.workers, "loader") if run.train.workers else None
+        self.open_pictures = stage.opener()
+        self.loader = self._loader(source, run.train.batch_size, run.seed, run.train.steps)
         if run.train.compile:
             compile_layers(stage.model, run.train.compile)
 
@@ -112,6 +121,7 @@ class _Loop:
         """From the newest checkpoint to the last step, unless ``stop`` is set on the way."""
         config, strategy = self.run.train, self.strategy
         start = self._resume()
+        self.damaged.recall(start)
         strategy.barrier()
         tracker = Tracker(self.out, start, self.run, quiet=strategy.rank > 0)
         step = start
@@ -122,7 +132,7 @@ class _Loop:
                 if evaluated:
                     numbers |= self._evaluate(step)
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps or evaluated or stopped:
-                    tracker.log(gather.agreed(numbers), step + 1)
+                    tracker.log(gather.agreed(numbers) | self.damaged.numbers, step + 1)
                 if self._due(step, self.run.checkpoint.every) or step + 1 == config.steps or evaluated or stopped:
                     self._save(step + 1, self._score(numbers) if evaluated else {})
                 if stopped and step + 1 < config.steps:
@@ -137,6 +147,12 @@ class _Loop:
         finally:
             faulthandler.cancel_dump_traceback_later()
             tracker.close()
+            if self.pool is not None:
+                self.pool.shutdown(cancel_futures=True)
+
+    def _loader(self, source: Source, size: int, seed: int, steps: int) -> Loader:
+        rank, world, strict = self.strategy.rank, self.strategy.world, not self.run.data.damaged
+        return Loader(source, size, seed, steps, rank, world, self.open_pictures, self.pool, strict)
 
     # -------------------------------------------------------------- one step
 
@@ -149,21 +165,25 @@ class _Loop:
         # Dropout and draws on the device follow the step, not the past.
         torch.manual_seed(self.run.seed * 1_000_003 + step + RANK_SEED * strategy.rank)
         set_mode(stage.model)
-        samples = samples_at(self.source, step, config.batch_size, self.run.seed, strategy.rank, strategy.world)
+        samples = self.loader.at(step)
         batches = self._collate(samples, step)
         waited = time.monotonic() - begun
         rate = schedule(step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         strategy.zero_grad(self.optimizer)
-        terms, report = self._accumulate(batches)
+        with self.meter.counting(step):
+            terms, report = self._accumulate(batches)
         loss = torch.stack([value.float() for key, value in terms.items() if key.endswith("_loss")]).sum()
         strategy.average_gradients(strategy.trained)
         self.scaler.unscale_(self.optimizer)
         norm = strategy.clip_gradients(strategy.trained, config.clip)
-        no_loss, no_gradient, stopped = gather.any_rank(
-            strategy.device, ~torch.isfinite(loss), ~torch.isfinite(norm), bool(stop)
+        damaged = self.loader.damaged
+        no_loss, no_gradient, stopped, replaced = gather.any_rank(
+            strategy.device, ~torch.isfinite(loss), ~torch.isfinite(norm), bool(stop), bool(damaged)
         )
+        if replaced:
+            self.damaged.note(step + 1, damaged)
         numbers: dict[str, Any] = {"loss": float(loss), **{key: float(value) for key, value in terms.items()}, **report}
         if no_loss or (no_gradient and not self._overflow()):
             self._refuse(step, samples, float(loss), float(norm))
@@ -173,7 +193,8 @@ class _Loop:
             if self.ema is not None:
                 self.ema.update()
         self.scaler.update()
-        speed = {"samples_per_second": config.batch_size / (time.monotonic() - begun), "data_seconds": waited}
+        spent = time.monotonic() - begun
+        speed = {"samples_per_second": config.batch_size / spent, "data_seconds": waited, **self.meter.used(spent)}
         lr = self.optimizer.param_groups[-1]["lr"]
         return {**numbers, "lr": lr, **speed, "memory_gib": memory_gib()}, stopped
 
@@ -251,12 +272,13 @@ class _Loop:
         config, strategy = self.run.evaluation, self.strategy
         count = min(config.samples or len(self.validation), len(self.validation))
         size = min(self.run.train.batch_size, count)
+        loader = self._loader(self.validation, size, 0, count // size)
         found: dict[str, list[float]] = {}
         self.stage.model.eval()
         with torch.no_grad(), self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             for number in range(count // size):
                 torch.manual_seed(number)
-                samples = samples_at(self.validation, number, size, 0, strategy.rank, strategy.world)
+                samples = loader.at(number)
                 joined = gather.join(samples) if self.stage.batch_coupled else samples
                 self.batch = self.stage.collate(joined, np.random.default_rng([0, number]), step)
                 terms, report = strategy.forward(self.stage, self.batch)
@@ -266,6 +288,7 @@ class _Loop:
                     found.setdefault(key, []).append(value)
                 if number == 0 and strategy.rank == 0 and not strategy.sharded:
                     self._show(step + 1, samples[:SHOWN])
+        self.damaged.note(step + 1, loader.damaged)
         means = {f"eval_{key}": sum(values) / len(values) for key, values in found.items()}
         return {**means, "eval_samples": count // size * size}
 
@@ -367,24 +390,7 @@ def _check(stage: TrainableStage, run: RunConfig, strategy: Strategy, validation
         raise ConfigError("train.ema: averages need whole weights; use strategy.name=ddp")
 
 
-def compile_layers(model: nn.Module, backend: str) -> None:
-    """Hand every layer of every stack to ``torch.compile``, in place: names stay, and equal layers compile once."""
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    names = [f"{name}." for name, _ in stacks]
-    for name, stack in stacks:
-        if not any(name.startswith(outer) for outer in names):
-            for layer in stack:
-                layer.compile(backend=backend, dynamic=True)
-
-
 def set_mode(model: nn.Module) -> None:
     """Training mode, except for parts that are frozen: their dropout and running statistics stay still."""
     for child in model.children():
         child.train(any(parameter.requires_grad for parameter in child.parameters()))
-
-
-def set_threads(count: int) -> None:
-    """Torch threads of this process; 0 leaves what OMP_NUM_THREADS or torch chose."""
-    if count:
-        torch.set_num_threads(count)
-        os.environ["OMP_NUM_THREADS"] = str(count)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ra_blip.data.held_out import hold_out
 from ra_blip.data.stream import Samples
+from ra_blip.errors import ImageError
 from ra_blip.models.generator import token_losses
 from ra_blip.models.processor import Processor
 from ra_blip.models.prompt import YES_NO, relevance_task
@@ -65,7 +66,7 @@ class Rerank(Answer):
 
     def finish(self, held: Sequence[Example], seed: int) -> None:
         """Measure the adaptive threshold on held-out samples; 0.5, and a word on stderr, where there is none."""
-        pairs = drawn_pairs(held, seed)
+        pairs = drawn_pairs(self._whole(held), seed)
         scores: dict[bool, list[float]] = {True: [], False: []}
         for start in range(0, len(pairs), 32):
             part = pairs[start : start + 32]
@@ -80,6 +81,17 @@ class Rerank(Answer):
                 file=sys.stderr,
             )
         self.model.config.generator.threshold = NATURAL if measured is None else round(measured, 4)
+
+    def _whole(self, samples: Sequence[Example]) -> list[Example]:
+        """The samples whose pictures can be opened; the others are said."""
+        open_pictures, whole = self.opener(), []
+        for sample in samples:
+            try:
+                open_pictures(sample)
+                whole.append(sample)
+            except ImageError as error:
+                print(f"ra-blip: held-out sample {sample.question.id!r} is left out: {error}", file=sys.stderr)
+        return whole
 
     @property
     def _answers(self) -> bool:

@@ -19,14 +19,14 @@ from ra_blip.errors import ConfigError, OutputError
 from ra_blip.models.rablip import RABlip
 from ra_blip.records import write_text
 from ra_blip.training import strategy as strategies
-from ra_blip.training.engine import fit, set_threads
+from ra_blip.training.engine import fit
 from ra_blip.training.optim import apply_rules, describe
 from ra_blip.training.stages import STAGES
 
 # What may differ when a run is continued: it changes nothing that is trained, or only which processes do it.
 FREE = (
     *("out", "checkpoint.", "log.", "strategy.", "data.features"),
-    *("train.log_every", "train.nonfinite", "train.max_skips"),
+    *("data.damaged", "train.log_every", "train.nonfinite", "train.max_skips", "train.workers"),
 )
 
 
@@ -56,6 +56,7 @@ def train(run: RunConfig) -> Path:
         stage = STAGES[run.stage.name](model, run.stage)
         source, held = stage.divide(source, run.seed)
         validation = held_out(run, out)
+        model.processor.workers = run.train.workers
         strategy = strategies.choose(run.strategy)
         if rank == 0:
             write_text(out / "params.txt", describe(table) + "\n")
@@ -129,6 +130,13 @@ def _flat(run: RunConfig) -> dict[str, object]:
 
     walk("", dataclasses.asdict(run))
     return out
+
+
+def set_threads(count: int) -> None:
+    """Torch threads of this process; 0 leaves what OMP_NUM_THREADS or torch chose."""
+    if count:
+        torch.set_num_threads(count)
+        os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ra_blip.config import StageConfig
 from ra_blip.data.stream import Samples
 from ra_blip.models.rablip import RABlip
+from ra_blip.records import Example, Item, Question
 from ra_blip.training.batches import Batch
 
 Losses = dict[str, Tensor]
@@ -58,8 +59,30 @@ class Stage(nn.Module):
     def finish(self, held: Sequence[Any], seed: int) -> None:
         """What is measured with the trained model before it is saved, on held-out samples; nothing by default."""
 
+    def opener(self) -> Callable[[Any], None]:
+        """What opens the pictures of a sample ahead of its step, in any thread, unless their features are kept.
+
+        It raises :class:`ImageError` for a picture that cannot be opened.
+        """
+        processor, store = self.model.processor, None if self._live else self.model.store
+
+        def open_pictures(sample: Any) -> None:
+            records: Sequence[Item | Question] = [sample]
+            if isinstance(sample, Example):
+                records = [sample.question, *sample.gold, *sample.negatives]
+            for record in records:
+                if record.image and (store is None or not store.holds(record.image)):
+                    processor.open(record.image)
+
+        return open_pictures
+
+    @property
+    def _live(self) -> bool:
+        """Whether the tower trains."""
+        return any(parameter.requires_grad for parameter in self.model.vision.parameters())
+
     def features(self, images: Sequence[str]) -> Tensor:
         """Picture features (U, N, W): live where the tower is trained, else frozen and cached."""
-        if any(parameter.requires_grad for parameter in self.model.vision.parameters()):
+        if self._live:
             return self.model.vision(self.model.processor.pixels(images).to(self.model.device))  # type: ignore[no-any-return]
         return self.model.image_features(images)

@@ -154,13 +154,20 @@ class DataParallel(Strategy):
 
     def __init__(self, timeout: float = 600.0) -> None:
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         super().__init__(timeout)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         limit = datetime.timedelta(seconds=timeout)
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=limit)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        store, self.rank, self.world = next(rendezvous("env://", timeout=limit))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # A launcher that restarts keeps its store, and in it the addresses of the processes before. Launchers of
+            # several nodes count restarts each on its own: there a setting of torch's gives a new store each time.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=limit, store=store, rank=self.rank, world_size=self.world)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average over ranks, in place."""
@@ -235,3 +242,13 @@ def choose(config: StrategyConfig) -> Strategy:
 
         return FSDP2(config)
     return DataParallel(config.timeout)
+
+
+def compile_layers(model: nn.Module, backend: str) -> None:
+    """Hand every layer of every stack to ``torch.compile``, in place: names stay, and equal layers compile once."""
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    names = [f"{name}." for name, _ in stacks]
+    for name, stack in stacks:
+        if not any(name.startswith(outer) for outer in names):
+            for layer in stack:
+                layer.compile(backend=backend, dynamic=True)

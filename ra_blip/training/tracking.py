@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import resource
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,49 @@ from tqdm import tqdm
 from ra_blip.config import RunConfig
 from ra_blip.errors import MissingExtra
 from ra_blip.records import write_text
+
+PEAKS = {  # TFLOP/s of dense products by torch's device name, of NVIDIA's data sheets: bf16 or fp16, fp32 without TF32
+    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), (312.0, 19.5)),
+    **dict.fromkeys(("NVIDIA H100 80GB HBM3", "NVIDIA H200"), (989.0, 67.0)),
+    "NVIDIA H100 PCIe": (756.0, 51.0),
+    "NVIDIA L40S": (362.0, 91.6),
+    "NVIDIA GeForce RTX 4090": (165.0, 82.6),
+}
+COUNTED = 100  # one step of so many: pictures may be computed in some epochs and kept in others
+
+
+class Meter:
+    """Model FLOPs utilisation: the products of a step, as torch counts them, over what the device could do meanwhile.
+
+    What the optimizer does is not counted; layers that gradient checkpointing computes twice are, twice. Source of the
+    measure: Chowdhery et al. 2022 (PaLM), appendix B.
+
+    Args:
+        device: of this rank; None, or one whose peak is not known, as a CPU's: nothing is counted.
+        precision: of autocast.
+    """
+
+    def __init__(self, device: torch.device | None, precision: str) -> None:
+        name = torch.cuda.get_device_name(device) if device and device.type == "cuda" else ""
+        half, single = PEAKS.get(name, (0.0, 0.0))
+        self.peak = 1e12 * (single if precision == "fp32" else half)
+        self.flops = 0.0
+
+    @contextlib.contextmanager
+    def counting(self, step: int) -> Iterator[None]:
+        """Around forward and backward of every step; the first, and then one of a hundred, is counted."""
+        if not self.peak or (self.flops and step % COUNTED):
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.flops = float(counter.get_total_flops())
+
+    def used(self, seconds: float) -> dict[str, float]:
+        """``mfu`` from 0 to 1 of a step that took so long; nothing where it is not known."""
+        return {"mfu": self.flops / (seconds * self.peak)} if self.flops else {}
 
 
 class Tracker:
@@ -73,6 +118,8 @@ class Tracker:
         self._file.flush()
         shown = {key: f"{value:.3g}" for key, value in numbers.items() if key.endswith("loss") and value is not None}
         shown |= {"wait": f"{numbers['data_seconds']:.2g}s"} if numbers.get("data_seconds", 0) > 0.05 else {}
+        shown |= {"damaged": f"{numbers['damaged']:,}"} if "damaged" in numbers else {}
+        shown |= {"mfu": f"{numbers['mfu']:.1%}"} if "mfu" in numbers else {}
         self._bar.set_postfix({**shown, "memory": f"{numbers.get('memory_gib', 0):.3g}G"}, refresh=False)
         self._bar.update(step - self._bar.n)
         told = {key: value for key, value in numbers.items() if isinstance(value, (int, float))}

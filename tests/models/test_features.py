@@ -52,6 +52,28 @@ def test_each_picture_is_computed_once(images: list[str], tmp_path: Path, on_dis
     assert compute.calls == [["b", "a"], *again, ["c"]]
 
 
+def test_memory_is_bounded_and_what_was_not_asked_for_the_longest_time_goes(images: list[str]) -> None:
+    compute = Counting()
+    store = FeatureStore(compute, "key", memory=3 * 12)  # of 2 x 3 numbers of two bytes
+    a, b, c, d, e = images
+    assert values(store([a, b, c])) == [1, 2, 3] and values(store([a])) == [1]
+    assert values(store([d])) == [4] and [store.holds(image) for image in images] == [True, False, True, True, False]
+    assert values(store([b, a])) == [2, 1], "computed again"
+    assert [store.holds(image) for image in images] == [True, True, False, True, False]
+    assert compute.calls == [["a", "b", "c"], ["d"], ["b"]]
+    assert values(store([e, d, c, b, a])) == [5, 4, 3, 2, 1], "more than fit are given all the same"
+    kept = list(store._memory.values())
+    assert len(kept) == 3 and all(one.untyped_storage().nbytes() == 12 for one in kept), "none holds its whole batch"
+
+
+def test_features_on_disk_are_held(images: list[str], tmp_path: Path) -> None:
+    FeatureStore(Counting(), "key", tmp_path / "kept")(images[:2])
+    again = FeatureStore(Counting(), "key", tmp_path / "kept", memory=0)
+    assert [again.holds(image) for image in images[:3]] == [True, True, False]
+    with pytest.raises(ImageError, match="no such picture"):
+        again.holds(str(tmp_path / "z"))
+
+
 def test_equal_content_is_one_picture(images: list[str], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_text("1")

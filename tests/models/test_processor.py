@@ -169,6 +169,17 @@ def test_pixels_of_pictures(tmp_path: Path) -> None:
         made.pixels([red, str(tmp_path / "gone.png")])
 
 
+def test_pixels_by_threads_are_the_same(tmp_path: Path) -> None:
+    names = [picture(tmp_path, name) for name in ("red", "blue", "green", "white-black")]
+    threaded = processor()
+    threaded.workers = 3
+    assert torch.equal(threaded.pixels(names), processor().pixels(names))
+    assert threaded.open(names[1])[:, 8, 8].tolist() == [30, 40, 210]
+    assert threaded._pixels.cache_info().misses == 4, "what was opened is not opened again"
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        threaded.pixels([*names, str(tmp_path / "gone.png")])
+
+
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     made = processor()
     path = picture(tmp_path, "red")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,3 +228,48 @@ def test_more_items_than_labels_are_not_shown(built: RABlip, questions: list[Que
     many = [Item(str(i), f"word{i}") for i in range(30)]
     assert built.max_items == 26
     assert sum(len(row) for row in built.select(questions[:1], [many[:26]])) == 26
+
+
+# ---------------------------------------------------------------- ablations
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "release"])
+def test_without_instruction_pictures_are_read_under_an_empty_guide(
+    layout: str, items: list[Item], questions: list[Question]
+) -> None:
+    whole = model(layout)
+    blind = whole.ablated(instruction=False)
+    knowledge = [[items[0], items[1]], [items[4]], [items[0], items[1]]]
+    batch, features = blind._batch("answer", questions, knowledge)
+    assert features is not None and batch.reads and all(guide == "" for _, guide in batch.reads)
+    made = [whole.processor.prompt("answer", q, one) for q, one in zip(questions, knowledge, strict=True)]
+    bare = whole.processor.prompts([dataclasses.replace(p, guides=("",) * len(p.guides)) for p in made], {})
+    expected = whole.reader.soft_tokens(features, bare)
+    assert torch.equal(whole.reader.soft_tokens(features, batch), expected)
+    guided, seen = whole._batch("answer", questions, knowledge)
+    assert torch.equal(guided.ids, batch.ids), "the prompt's own words stay"
+    assert seen is not None and torch.equal(seen, features)
+    tokens = whole.reader.soft_tokens(features, guided)[guided.uses]
+    assert all(not close(a, b, 1e-3) for a, b in zip(tokens, expected[batch.uses], strict=True))
+    # the first and the last question differ, their pictures' soft tokens do not
+    assert batch.uses[0] == batch.uses[-1] and guided.uses[0] != guided.uses[-1]
+    assert not close(blind.judge(questions, items[:3]), whole.judge(questions, items[:3]), 1e-6)
+    assert blind.fingerprint == whole.fingerprint and close(blind.encode_items(items), whole.encode_items(items))
+
+
+def test_without_fusion_picture_and_words_are_embedded_apart(
+    built: RABlip, items: list[Item], questions: list[Question]
+) -> None:
+    apart = built.ablated(fusion=False)
+    words = built.encode_items([Item("t", items[0].text)])[0]
+    seen = built.encode_items([Item("p", image=items[0].image)])[0]
+    expected = (words + seen) / (words + seen).norm()
+    found, fused = apart.encode_items(items), built.encode_items(items)
+    assert close(found[0], expected) and not close(found[0], fused[0], 1e-3)
+    alone = [row for row, item in enumerate(items) if item.kind != "image+text"]
+    assert torch.equal(found[alone], fused[alone])
+    asked = apart.encode_question(questions)
+    words = built.encode_question([Question("t", questions[1].text)])[0]
+    seen = built.encode_items([Item("p", image=questions[1].image)])[0]
+    assert close(asked[1], (words + seen) / (words + seen).norm())
+    assert apart.reader is built.reader and apart.retriever is built.retriever, "no weight is copied"

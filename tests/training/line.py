@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ra_blip.config import CheckpointConfig, ParamRule, RunConfig, StageConfig, StrategyConfig, TrainConfig
-from ra_blip.errors import RABlipError
+from ra_blip.errors import ImageError, RABlipError
 from ra_blip.training import checkpoint
 from ra_blip.training.engine import fit
 from ra_blip.training.optim import apply_rules
 from ra_blip.training.strategy import DataParallel, Strategy
 
 RULES = [ParamRule(r"mouth\..*", lr=0.1), ParamRule(".*")]
-TIMING = ("samples_per_second", "data_seconds", "memory_gib")
+TIMING = ("samples_per_second", "data_seconds", "memory_gib", "mfu")
 
 
 class Numbers:
@@ -48,6 +48,7 @@ class Line(nn.Module):
     """Fits y = 2 x with noise on the way, and reports beside the loss; ``bad_steps`` give a loss that is no number."""
 
     batch_coupled = False
+    damaged: Collection[int] = ()  # samples whose pictures cannot be opened
 
     def __init__(self, bad_steps: Sequence[int] = (), seed: int = 0) -> None:
         super().__init__()
@@ -57,6 +58,15 @@ class Line(nn.Module):
             torch.manual_seed(seed)
             self.model["mouth"] = nn.Linear(1, 1)
         self.bad_steps, self.steps = bad_steps, list[int]()
+
+    def opener(self) -> Callable[[Any], None]:
+        """There are no pictures, but some samples are as if theirs were damaged."""
+
+        def open_pictures(sample: tuple[int, float]) -> None:
+            if sample[0] in self.damaged:
+                raise ImageError(f"{sample[0]}.jpg: damaged")
+
+        return open_pictures
 
     def collate(self, samples: Sequence[Any], rng: np.random.Generator, step: int) -> dict[str, Any]:
         """Numbers to a column; noise from ``rng``."""
@@ -165,7 +175,8 @@ def work(out: str, rank: int, world: int, port: int, steps: int, plan: dict[str,
     if "operation" in plan and rank == 0:
         kill_at_operation(folder, plan["step"], plan["operation"])
     stage = Failing(plan if "do" in plan else {}, rank)
-    run = run_of(folder, steps, nonfinite=plan.get("nonfinite", "stop"))
+    stage.damaged = plan.get("damaged", ())
+    run = run_of(folder, steps, nonfinite=plan.get("nonfinite", "stop"), workers=plan.get("workers", 0))
     run.checkpoint = CheckpointConfig(plan.get("every", 1), 1)
     run.strategy = StrategyConfig(timeout=plan.get("timeout", 60.0))
     strategy = DataParallel(run.strategy.timeout) if world > 1 else Strategy()

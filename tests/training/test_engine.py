@@ -13,42 +13,11 @@ from ra_blip.config import CheckpointConfig, EvaluationConfig
 from ra_blip.errors import CheckpointError, ConfigError
 from ra_blip.training import checkpoint
 from ra_blip.training.ema import Ema
-from ra_blip.training.engine import compile_layers, fit, set_mode
+from ra_blip.training.engine import fit, set_mode
 from ra_blip.training.faults import TrainingDiverged
 from ra_blip.training.optim import apply_rules
-from ra_blip.training.samples import samples_at
-from ra_blip.training.strategy import Strategy
+from ra_blip.training.strategy import Strategy, compile_layers
 from tests.training.line import RULES, Line, Numbers, log_of, run_of, train_line, weights
-
-# ---------------------------------------------------------------- samples
-
-
-def test_samples_are_a_pure_function_of_the_step() -> None:
-    straight = [samples_at(Numbers(10), step, 4, seed=3) for step in range(8)]
-    for step in (7, 0, 5, 3):
-        assert samples_at(Numbers(10), step, 4, seed=3) == straight[step]
-    assert samples_at(Numbers(10), 0, 4, seed=4) != straight[0]
-
-
-def test_an_epoch_holds_every_sample_once_and_the_next_one_in_another_order() -> None:
-    drawn = [sample for step in range(10) for sample in samples_at(Numbers(10), step, 3, seed=0)]
-    epochs = [[index for index, _ in drawn[start : start + 10]] for start in (0, 10, 20)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(10))
-    varied: dict[int, set[float]] = {}
-    for index, number in drawn:
-        varied.setdefault(index, set()).add(number)
-    assert all(len(numbers) == 3 for numbers in varied.values()), "drawn afresh in every epoch"
-
-
-@pytest.mark.parametrize(("size", "world"), [(4, 2), (8, 4), (5, 2), (3, 3)])
-def test_ranks_share_the_batch_exactly(size: int, world: int) -> None:
-    for step in (0, 1, 5):  # also over the end of an epoch
-        parts = [samples_at(Numbers(7), step, size, 1, rank, world) for rank in range(world)]
-        together = samples_at(Numbers(7), step, size, 1)
-        assert sorted(sample for part in parts for sample in part) == sorted(together)
-        assert [parts[place % world][place // world] for place in range(size)] == together
-
 
 # ---------------------------------------------------------------- the loop
 

@@ -107,6 +107,18 @@ def test_without_held_out_samples_the_natural_threshold_is_taken_and_that_is_sai
     assert alone.model.threshold == 0.5 and "stage.held_out" in capsys.readouterr().err
 
 
+def test_a_held_out_sample_with_a_damaged_picture_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, damaged = stage(**ALONE), stage(**ALONE)
+    samples = examples(tmp_path)
+    whole.finish(samples[:2], seed=0)
+    Path(str(samples[2].question.image)).write_bytes(b"no picture")
+    damaged.finish(samples, seed=0)
+    assert damaged.model.threshold == whole.model.threshold
+    assert "held-out sample 'pictured' is left out: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "projects" / "ragvl").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_can_be_read_and_name_their_own_place(recipe: Path) -> None:
     run = load_config(recipe)

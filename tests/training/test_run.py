@@ -124,7 +124,7 @@ def test_other_settings_need_another_folder(straight: Path, world: Path, overrid
 
 def test_what_may_change_between_sessions(straight: Path, world: Path) -> None:
     free = ["checkpoint.every=2", "train.log_every=5", "data.features=kept", "strategy.timeout=9", "train.max_skips=1"]
-    check_same(recipe(straight, world, *free, "log.tensorboard=true"), straight)
+    check_same(recipe(straight, world, *free, "log.tensorboard=true", "train.workers=2", "data.damaged=0"), straight)
 
 
 def test_init_takes_the_weights_and_sizes_of_a_folder(straight: Path, world: Path, tmp_path: Path) -> None:
