@@ -95,11 +95,14 @@ def _compare(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder")
     parser.add_argument("--index", required=True, metavar="DIR", help="index folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="where comparison.json and comparison.html go")
-    rows = f"{', '.join(METHODS)}; a colon and changes make a variant: ra_blip:gold, ragvl:rerank=none+k=5"
+    rows = f"{', '.join(METHODS)}; a colon and changes make a variant: ra_blip:gold, ragvl:rerank=none+k=5; "
+    rows += "an @ names another model: ra_blip@NAME"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=rows)
     parser.add_argument("--ablations", action="store_true", help="the usual variants of every method as well")
+    noise = "every row also from gold items among wrong ones, at four ratios: a curve"
+    parser.add_argument("--noise", action="store_true", help=noise)
     parser.add_argument(
-        "--models", nargs="+", action="extend", default=[], metavar="NAME=DIR", help="another model for a method"
+        "--models", nargs="+", action="extend", default=[], metavar="NAME=DIR", help="a method's or an @NAME's model"
     )
     parser.add_argument("--metric", metavar="METRIC", help="score by a metric of `ra-blip score` as well")
     parser.add_argument("--references", metavar="R.jsonl", help="what that metric needs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 from argparse import Namespace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ra_blip.models.rablip import RABlip
     from ra_blip.retrieval.index import KnowledgeIndex
     from ra_blip.retrieval.search import Found
+
+LARGE = 10_000  # items; the vectors of more are kept while an index is built
 
 
 def demo(arguments: Namespace) -> int:
@@ -63,7 +66,8 @@ def index(arguments: Namespace) -> int:
     """Embed items and write the index folder, or add items to one or remove items from it. No training is needed.
 
     With --remove and --add, items are removed first, so that both together replace an item. The folder is changed as
-    a whole or not at all.
+    a whole or not at all. A large base keeps the vectors it has in a hidden folder beside OUT until it is done: the
+    same command goes on from them.
     """
     building = not (arguments.add or arguments.remove)
     if (building or arguments.add) and not (arguments.items and arguments.model):
@@ -74,15 +78,19 @@ def index(arguments: Namespace) -> int:
     _require_folder(arguments.out)
     from ra_blip.retrieval.index import KnowledgeIndex
 
-    edited = None if building else KnowledgeIndex.load(arguments.out)
-    if edited is None:
-        edited = KnowledgeIndex.build(items, _model(arguments.model, arguments.features))
+    out = Path(arguments.out)
+    work = out.with_name(f".{out.resolve().name}.vectors")
+    if building:
+        model = _model(arguments.model, arguments.features)
+        edited = KnowledgeIndex.build(items, model, work=work if len(items) > LARGE else None)
     else:
+        edited = KnowledgeIndex.load(out)
         if arguments.remove:
             edited.remove(arguments.remove)
         if items:
             edited.add(items, _model(arguments.model, arguments.features))
-    edited.save(arguments.out)
+    edited.save(out)
+    shutil.rmtree(work, ignore_errors=True)
     print(f"{len(edited)} items in {arguments.out}")
     return 0
 
@@ -158,22 +166,16 @@ def compare(arguments: Namespace) -> int:
     """
     questions = read_questions(arguments.questions)
     _require_folder(arguments.out)
-    from ra_blip.evaluation.compare import ablations, compare
+    from ra_blip.evaluation.compare import NONE, Row, compare, row_names
     from ra_blip.report.comparison import write_comparison
 
     out = Path(arguments.out)
-    names = [name for part in arguments.methods for name in part.split(",") if name]
-    if arguments.ablations:
-        names += [variant for name in names if ":" not in name for variant in ablations(name)]
-    own = dict(pair.partition("=")[::2] for pair in arguments.models)
-    unused = [f"{name}={folder}" for name, folder in own.items() if name not in METHODS or not folder]
-    if unused:
-        raise ConfigError(f"compare: --models {unused[0]}: write METHOD=DIR, with a method of {', '.join(METHODS)}")
-    folders = {name: own.get(name, arguments.model) for name in METHODS}
+    names = row_names(arguments.methods, arguments.ablations, arguments.noise)
+    folders = _models_of({NONE} | {Row.of(name).model for name in names}, arguments.models, arguments.model)
     loaded = functools.cache(lambda folder: _model(folder, arguments.features))
     comparison, traces = compare(
-        lambda method: loaded(folders[method]),
-        lambda method: _weights(folders[method]),
+        lambda name: loaded(folders[name]),
+        lambda name: _weights(folders[name]),
         _index(arguments.index),
         questions,
         out,
@@ -184,6 +186,17 @@ def compare(arguments: Namespace) -> int:
     )
     print(write_comparison(comparison, traces, out / "comparison.html"))
     return 0
+
+
+def _models_of(names: set[str], given: list[str], default: str) -> dict[str, str]:
+    """Model folders by the names that rows have for them: as ``given`` (``NAME=DIR``), else a method's the default."""
+    own = dict(pair.partition("=")[::2] for pair in given)
+    for name, folder in own.items():
+        if name not in names or not folder:
+            raise ConfigError(f"compare: --models {name}={folder}: no row has it; write NAME=DIR for a row METHOD@NAME")
+    for name in sorted(names - own.keys() - METHODS.keys()):
+        raise ConfigError(f"compare: a row has the model @{name}: say which with --models {name}=DIR")
+    return {name: own.get(name, default) for name in names}
 
 
 def _weights(folder: str) -> str:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ra_blip import commands
 from ra_blip.__main__ import VERBS, Parser, main
-from ra_blip.errors import CheckpointError
+from ra_blip.errors import CheckpointError, OutputError
 from ra_blip.records import Item, Question, read_questions, read_traces, write_jsonl
+from ra_blip.retrieval.index import KnowledgeIndex
 from tests.fakes import FakeModel
 
 
@@ -135,6 +136,29 @@ def test_knowledge_is_edited_without_training(index: Path, base: Path, capsys: p
     assert capsys.readouterr().out.endswith("6 items in index\n")
     assert "newly" not in str(answer(capsys, question)["hits"])
     assert "nemo" in fails(capsys, "index", "--out", "index", "--remove", "nemo")
+
+
+def test_a_large_index_goes_on_from_the_vectors_it_has(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "LARGE", 6)
+    build = ("index", "items.jsonl", "--model", "model", "--out", "large/index")
+    with monkeypatch.context() as patched:
+        patched.setattr(KnowledgeIndex, "save", _fail)
+        assert "disk full" in fails(capsys, *build)
+    kept = base / "large" / ".index.vectors"
+    assert (kept / "vectors-00000.npy").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeModel, "encode_items", _fail)
+        assert main(build) == 0
+    assert capsys.readouterr().out == "7 items in large/index\n" and not kept.exists()
+    assert main(["index", "items.jsonl", "--model", "model", "--out", "small"]) == 0
+    files = [base / name / "index.faiss" for name in ("large/index", "small")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def _fail(*arguments: object) -> None:
+    raise OutputError("disk full")
 
 
 def test_remove_says_that_items_are_not_read(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

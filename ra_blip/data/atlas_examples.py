@@ -29,7 +29,7 @@ SAME = 0.5  # each other item of the very building stands among the distractors 
 MIXED = 0.2  # share of the distractors that are of another kind than the gold
 FIRST_HOP = 0.75  # share of first hops among the questions asked with a picture that a retriever learns from
 CLOSEST = 12  # hard distractors are drawn from so many of the most similar
-Purpose = Literal["retrieve", "answer"]
+Purpose = Literal["retrieve", "rerank", "answer"]
 
 
 class AtlasExamples:
@@ -39,7 +39,8 @@ class AtlasExamples:
         world: the world; its test buildings, their names and their designers are never used.
         folder: where :meth:`World.write` put the pictures.
         purpose: ``retrieve``: a question asked with a picture is mostly the first hop (gold is the captioned picture),
-            sometimes the second, which is like a question in words; ``answer``: always the second.
+            sometimes the second, which is like a question in words; ``answer`` and ``rerank``: always the second. Only
+            for ``answer`` are pictures without words unlike each other.
         categories: the question categories to draw from; all if None.
         rename: give every building in a sample a fresh name and fresh facts; its pictures stay.
         negatives: distractors in each sample.
@@ -125,7 +126,7 @@ class AtlasExamples:
         shown, kept = (int(view) for view in rng.permutation(VIEWS)[:2])
         question = question_picture(entity, attribute, self.folder, shown, rng)
         view = entity.picture_item(self.folder, kept)
-        if self.purpose == "answer" or rng.random() >= FIRST_HOP:
+        if self.purpose != "retrieve" or rng.random() >= FIRST_HOP:
             return self._fact(with_context(question, view), attribute, entity, number, cast)
         others = [self._picture(e, rng) for e in cast.others([number], [entity], alike=True)]
         own = [item for item in (entity.design_item(), entity.place_item()) if item.id not in question.gold]
@@ -136,7 +137,7 @@ class AtlasExamples:
         number = place % len(self.pictured)
         entity = self._wordless(number)
         question = described_picture(entity, pick(COUNT_ASKS, rng), rng)
-        alike = 0.7 if self.purpose == "retrieve" else 0.0  # a reader that starts from nothing needs plain differences
+        alike = 0.0 if self.purpose == "answer" else 0.7  # a reader that starts from nothing needs plain differences
         chosen = _choose(self._pictured_looks, [number], self.negatives, alike, rng)
         others = [self._picture(self._wordless(other), rng) for other in chosen]
         return self._example(question, (self._picture(entity, rng),), others, [], rng)

@@ -43,8 +43,8 @@ class _Atlas(AtlasExamples):
         world = World.generate(data.entities, seed)
         folder = Path(data.root) if data.root else out / "world"
         world.write(folder)
-        purpose = "retrieve" if stage.name == "retrieve" else "answer"
-        super().__init__(world, folder, purpose, data.categories, data.rename, _negatives(stage))  # type: ignore[arg-type]
+        purpose = stage.name if stage.name in ("retrieve", "rerank") else "answer"
+        super().__init__(world, folder, purpose, data.categories, data.rename, _negatives(stage))
         self._world, self._seed = world, seed
 
     def texts(self) -> Iterator[str]:

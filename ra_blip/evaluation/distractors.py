@@ -89,9 +89,9 @@ def _nearest(index: KnowledgeIndex, anchors: Sequence[Item], allowed: Callable[[
 
 
 def adversarial(
-    index: KnowledgeIndex, question: Question, kept: Sequence[Item], rng: np.random.Generator, share: float = 0.5
+    index: KnowledgeIndex, question: Question, kept: Sequence[Item], rng: np.random.Generator
 ) -> list[Item]:
-    """The kept items with a share of them (rounded down, at least one) replaced by :func:`wrong_items`, shuffled.
+    """The kept items with half of them (rounded down, at least one) replaced by :func:`wrong_items`, shuffled.
 
     Gold items stay; of the others the lowest ranked go first, and where there are not enough of them the wrong items
     are added. They are near to the gold items, or to the best kept one where the index holds no gold.
@@ -101,9 +101,8 @@ def adversarial(
         question: as it was asked, with answers and gold where known.
         kept: best first.
         rng: decides the order.
-        share: from 0, where nothing is replaced and the order alone is random, to 1: the ratio of noise.
     """
-    count = max(int(len(kept) * share), 1) if kept and share else 0
+    count = max(len(kept) // 2, 1) if kept else 0
     replaceable = [i for i in reversed(range(len(kept))) if kept[i].id not in question.gold][:count]
     anchors = gold_items(index, question) or list(kept[:1])
     wrong = wrong_items(index, question, anchors, {item.id for item in kept}, count)
@@ -112,6 +111,25 @@ def adversarial(
         mixed[place] = item
     mixed += wrong[len(replaceable) :]
     return shuffled(mixed, rng)
+
+
+def noisy(index: KnowledgeIndex, question: Question, rng: np.random.Generator, ratio: float) -> list[Item]:
+    """The gold items among so many :func:`wrong_items` that ``ratio`` (below 1) of all are wrong, in random order.
+
+    Where no number of them gives the ratio, the next lower or the next higher is drawn, so that the ratio is met by
+    the mean over questions: beside one gold item, a ratio of 0.25 is one wrong item for every other question. There
+    are at most three, and none where the index holds no gold item: then there are no items at all.
+    """
+    gold, most = gold_items(index, question), CHOICES - 1
+    draw = rng.random()
+    if not gold:
+        return []
+    count = min(int(len(gold) * ratio / (1 - ratio) + 1e-9), most)
+    below, above = (n / (len(gold) + n) for n in (count, count + 1))
+    if count < most and draw < (ratio - below) / (above - below):
+        count += 1
+    items = [*gold, *wrong_items(index, question, gold, question.gold, count)]
+    return [items[int(i)] for i in rng.permutation(len(items))]
 
 
 def choice(index: KnowledgeIndex, question: Question, rng: np.random.Generator) -> tuple[list[Item], int] | None:

@@ -24,16 +24,10 @@ METHODS: dict[str, Settings] = {
         "threshold": 0.0,
         "askg": False,
     },
-    # RIR (arXiv 2405.18740): the pictures most like the question's, with their words: from the index, or from the web.
-    "rir": {
-        "retriever": "reverse_image",
-        "hops": 1,
-        "k": 12,
-        "rerank": "none",
-        "threshold": 0.0,
-        "askg": False,
-        "focus": False,
-    },
+    # RIR (arXiv 2405.18740): the pictures most like the question's, from the index or the web, name what is shown. Who
+    # knows about it is a large generator in the paper; here it is the index, searched again with the name's words. The
+    # paper's own form is hops=1 rerank=none threshold=0 askg=false: the results themselves in the prompt.
+    "rir": {"retriever": "reverse_image", "k": 12},
     # RagVL (arXiv 2407.21439): the language model itself says Yes or No to each candidate; kept from a threshold on.
     "ragvl": {
         "rerank": "llm_yesno",

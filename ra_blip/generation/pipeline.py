@@ -88,6 +88,8 @@ class PipelineConfig:
         vote: in the first search of a question with a picture, so many hits are grouped by entity; 0: none.
         focus: the answer is given from the kept items that were judged relevant alone; otherwise from all of them.
         askg: ask the model which kept items are relevant (ASKG); otherwise all of them are taken to be.
+        instruction: words guide how the model reads the pictures of a prompt; otherwise nothing does (an ablation).
+        fusion: picture and words are embedded together; otherwise apart, as their mean direction (an ablation).
         retriever: a name in :data:`RETRIEVERS`.
         query: what of a question is searched with, see :func:`ra_blip.retrieval.search.query_vectors`.
         kind: items that are searched: ``text``, ``image``, ``image+text`` (a captioned picture) or, empty, all.
@@ -113,6 +115,8 @@ class PipelineConfig:
     vote: int = 0
     focus: bool = True
     askg: bool = True
+    instruction: bool = True
+    fusion: bool = True
     retriever: str = "index"
     query: str = "question"
     kind: str = ""
@@ -146,7 +150,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing. Raises :class:`ConfigError` naming key and value."""
-        for name in ("k", "keep", "hops", "batch_size"):
+        for name in ("k", "keep", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be 1 or more")
         if self.adaptive and self.rerank not in ("llm_yesno", "yesno_product"):
@@ -157,12 +161,11 @@ class PipelineConfig:
         for name in ("max_images", "vote", "token_budget"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"pipeline: {name} is {getattr(self, name)}, it must be 0 or more")
-        if self.hops > 2:
-            raise ConfigError(f"pipeline: hops {self.hops} must be 1 or 2")
-        known: list[tuple[str, Collection[str]]] = [("rerank", RERANKERS), ("retriever", RETRIEVERS)]
+        known: list[tuple[str, Collection[Any]]] = [("rerank", RERANKERS), ("retriever", RETRIEVERS), ("hops", (1, 2))]
         for name, names in [*known, ("query", QUERIES), ("knowledge", FORMS), ("kind", KINDS)]:
             if getattr(self, name) not in names:
-                raise ConfigError(f"pipeline: {name} {getattr(self, name)!r} is not one of {', '.join(names)}")
+                choices = ", ".join(map(str, names))
+                raise ConfigError(f"pipeline: {name} {getattr(self, name)!r} is not one of {choices}")
         Filters(self.filters)
 
 
@@ -188,6 +191,14 @@ def _reverse_image(model: Answerer, index: KnowledgeIndex | None, config: Pipeli
     from ra_blip.retrieval.reverse_image import reverse_image
 
     return reverse_image(model, index, config.provider, config.batch_size, config.hops)
+
+
+def _ablated(model: Any, config: PipelineConfig) -> Answerer:
+    off = {part: False for part in ("instruction", "fusion") if not getattr(config, part)}
+    if off and not hasattr(model, "ablated"):
+        raise ConfigError(f"pipeline: {', '.join(off)}: this model cannot do without")
+    ablated: Answerer = model.ablated(**off) if off else model
+    return ablated
 
 
 def _writer(model: Answerer, config: PipelineConfig) -> Writer:
@@ -224,16 +235,18 @@ class Pipeline:
 
     Raises:
         IndexMismatch: another model built the index.
-        ConfigError: ``adaptive`` with a model that has no threshold of its own.
+        ConfigError: ``adaptive`` with a model that has no threshold of its own; an ablation of one that knows none.
     """
 
     def __init__(self, model: Answerer, index: KnowledgeIndex | None, config: PipelineConfig | None = None) -> None:
         """Check that model and index belong together, and choose what retrieves."""
-        self.model = model
-        self.index = index
         self.config = config or PipelineConfig()
+        self.model = model = _ablated(model, self.config)
         if index is not None:
             index.check(model)
+            if not self.config.fusion:
+                index = KnowledgeIndex.build([*index.items.values()], model, batch_size=self.config.batch_size)
+        self.index = index
         self.retriever = RETRIEVERS[self.config.retriever](model, index, self.config)
         self.writer = _writer(model, self.config)
         self._most = min(model.max_items, self.writer.max_items) if self.config.askg else self.writer.max_items
@@ -334,7 +347,8 @@ class Pipeline:
         shown = [present(items, self.config.knowledge, self.config.token_budget, self.model) for items in knowledge]
         knowledge = [items for items, _ in shown]
         with _timed(traces, "judge"):
-            shares = self.model.select(questions, knowledge) if self.config.askg else [_equal(one) for one in knowledge]
+            equal = [[1 / len(items) for _ in items] for items in knowledge]
+            shares = self.model.select(questions, knowledge) if self.config.askg else equal
         for trace, (items, notes), relevance in zip(traces, shown, shares, strict=True):
             trace.kept = [item.id for item in items]
             trace.notes += notes
@@ -349,10 +363,6 @@ class Pipeline:
             trace.answer, trace.prompt, trace.decoding = one.answer, one.prompt, dict(one.decoding)
             trace.tokens = dict(one.tokens)
             trace.notes += [one.note] if one.note else []
-
-
-def _equal(items: Sequence[Item]) -> list[float]:
-    return [1 / len(items) for _ in items]
 
 
 def judged(kept: Sequence[str], relevance: Sequence[float], share: float) -> list[str]:

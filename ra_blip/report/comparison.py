@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ra_blip.evaluation.metrics.answers import exact_match
 from ra_blip.records import Item, Trace
 from ra_blip.report.charts import bar, polyline, text
+from ra_blip.report.curves import COLOURS
 from ra_blip.report.grids import row
 from ra_blip.report.markup import as_number, compact, counted, esc, find, interval_at, label, leaves, percent
 from ra_blip.report.page import write_page
@@ -18,7 +20,7 @@ from ra_blip.report.thumbnails import Pictures
 TITLE = "Retrieval methods compared"
 SHOWN = 12  # questions on which the methods differ
 TILES = 4  # items shown of each method
-NOISE = re.compile(r"^(?P<row>.+):noise_(?P<ratio>[\d.]+)$")
+NOISE = re.compile(r"[:+]noise_[\d.]+")
 COLUMNS = {
     "recall@1": "Recall@1",
     "recall@5": "Recall@5",
@@ -49,13 +51,13 @@ def write_comparison(comparison: Mapping[str, Any], traces: Mapping[str, Sequenc
         ("retrieval", "What is found, and what is judged", _table(methods, COLUMNS)),
         ("categories", "By kind of question", _categories(methods)),
         ("cost", "What it costs", _cost(methods)),
-        ("questions", "Where they differ", _differences(traces, pictures)),
+        ("questions", "Where they differ", _differences(traces, comparison["settings"], pictures)),
         ("remarks", "What went another way", _remarks(methods)),
         ("provenance", "Provenance", _provenance(comparison)),
     ]
     lead = (
         f"{counted(len(methods), 'row')} over the same {counted(int(comparison['questions']), 'question')} and one "
-        "index. Gained and lost count questions against answering without retrieval."
+        "index. Gained and lost count questions against the same model's answers without retrieval."
     )
     return write_page(out, TITLE, lead, [section for section in every if section[2]], pictures)
 
@@ -68,7 +70,7 @@ def _answers(methods: Methods) -> str:
         if value is None:
             continue
         interval = interval_at(figures, "interval")
-        css = "k-without_retrieval" if name == "none" else "k-gold_knowledge" if name.endswith(":gold") else ""
+        css = "k-without_retrieval" if _alone(name) else "k-gold_knowledge" if name.endswith(":gold") else ""
         rows += (
             f'<div class="rung {css}"><div class="what"><b>{esc(name, 80)}</b>'
             f"<span>{_against(figures, name)}</span></div>"
@@ -87,12 +89,16 @@ def _answers(methods: Methods) -> str:
 
 def _against(figures: Mapping[str, Any], name: str) -> str:
     interval, difference = interval_at(figures, "difference_interval"), as_number(figures.get("difference"))
-    if name == "none" or interval is None or difference is None:
-        return "the model alone" if name == "none" else ""
+    if _alone(name) or interval is None or difference is None:
+        return "the model alone" if _alone(name) else ""
     unsure = " (not told apart)" if interval[0] <= 0 <= interval[1] else ""
     low, high = (f"{100 * end:+.1f}" for end in interval)
     gained = f"{figures.get('gained', 0)} gained, {figures.get('lost', 0)} lost"
     return f"{gained}: {100 * difference:+.1f} ({low} to {high}){unsure}"
+
+
+def _alone(name: str) -> bool:
+    return name.partition("@")[0] == "none"
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
@@ -104,32 +110,37 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 
 def _noise(methods: Methods) -> str:
-    """Accuracy over the share of kept items that were replaced by wrong ones, a line for each row that has it."""
+    """Accuracy over the share of wrong items among the gold ones, a line for each row that has it."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for name, figures in methods.items():
-        found, value = NOISE.match(name), as_number(figures.get("answer_accuracy"))
-        if found and value is not None:
-            curves.setdefault(found["row"], []).append((float(found["ratio"]), value))
+        ratio, value = as_number(figures.get("noise")), as_number(figures.get("answer_accuracy"))
+        if NOISE.search(name) and ratio is not None and value is not None:
+            curves.setdefault(NOISE.sub("", name), []).append((ratio, value))
     if not curves:
         return ""
     lines = legend = ""
     for number, (name, curve) in enumerate(curves.items()):
-        points = [(46 + 374 * ratio, 184 - 172 * value) for ratio, value in sorted(curve)]
-        lines += polyline(points, f"smooth s{number % 7}", esc(name))
-        shown = ", ".join(f"{ratio:g}: {100 * value:.1f}" for ratio, value in sorted(curve))
-        line = f'<svg viewBox="0 0 22 8" aria-hidden="true"><path class="smooth s{number % 7}" d="M0 4H22"/></svg>'
+        css = f"s{number % COLOURS}"
+        places = [(46 + 374 * ratio, 184 - 172 * value) for ratio, value in sorted(curve)]
+        lines += polyline(places, f"smooth {css}", esc(name))
+        lines += "".join(f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="3" fill="none"/>' for x, y in places)
+        shown = ", ".join(f"{round(ratio, 2):g}: {100 * value:.1f}" for ratio, value in sorted(curve))
+        line = f'<svg viewBox="0 0 22 8" aria-hidden="true"><path class="smooth {css}" d="M0 4H22"/></svg>'
         legend += f"<li>{line}{esc(name)} <b>{shown}</b></li>"
     grid = "".join(
         f'<path class="grid" d="M46 {184 - 172 * y:g}H420"/>{text(40, 188 - 172 * y, f"{100 * y:g}", anchor="end")}'
         f"{text(46 + 374 * y, 202, f'{y:g}')}"
         for y in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
-    axis = text(233, 222, "share of the kept items that is replaced by wrong ones", "axis")
+    axis = text(233, 222, "share of wrong items in the prompt", "axis")
     drawing = (
         f'<svg class="curves" viewBox="0 0 440 230" role="img" aria-label="accuracy by noise">{grid}{lines}{axis}</svg>'
     )
     return (
-        f'<figure class="panel"><h3>Answers right, in per cent</h3><ul class="legend">{legend}</ul>{drawing}</figure>'
+        '<div class="panels"><figure class="panel"><h3>Answers right, in per cent</h3>'
+        f'<ul class="legend">{legend}</ul>{drawing}</figure></div>'
+        '<p class="note">In place of what was kept: the gold items among the wrong ones most like them, three at most, '
+        "in random order. Shares are means over the questions.</p>"
     )
 
 
@@ -199,16 +210,19 @@ def differing(traces: Mapping[str, Sequence[Trace]], most: int = SHOWN) -> list[
     return turns[:most]
 
 
-def _differences(traces: Mapping[str, Sequence[Trace]], pictures: Pictures) -> str:
+def _differences(traces: Mapping[str, Sequence[Trace]], settings: Mapping[str, Any], pictures: Pictures) -> str:
     """Cards of questions on which the methods, variants aside, differ."""
     methods = {name: found for name, found in traces.items() if ":" not in name}
     places = differing(methods)
-    cards = "".join(_card({name: found[place] for name, found in methods.items()}, pictures) for place in places)
+    silent = {name for name in methods if find(settings, name, "askg") is False}  # these judged nothing
+    cards = "".join(
+        _card({name: found[place] for name, found in methods.items()}, silent, pictures) for place in places
+    )
     note = '<p class="note"><b class="gold">★ gold</b> an item that holds the answer.</p>'
     return f"{note}{cards}" if cards else ""
 
 
-def _card(found: Mapping[str, Trace], pictures: Pictures) -> str:
+def _card(found: Mapping[str, Trace], silent: Collection[str], pictures: Pictures) -> str:
     question = next(iter(found.values())).question
     asked = pictures.tile(question.image, "the picture asked about") if question.image else ""
     expected = f"<small>right: {esc(' / '.join(question.answers[:5]))}</small>"
@@ -222,7 +236,8 @@ def _card(found: Mapping[str, Trace], pictures: Pictures) -> str:
             f'<p class="said {verdict}"><b class="mark" aria-label="{verdict}">{mark}</b> '
             f"{esc(trace.answer) or '<i>nothing</i>'}<small>{esc(name, 80)}</small></p>"
         )
-        rows += said + (row("Given", tiles, trace, pictures) if tiles else "")
+        judged = dataclasses.replace(trace, kept=[], judged=[]) if name in silent else trace
+        rows += said + (row("Given", tiles, judged, pictures) if tiles else "")
     return (
         f'<article class="case"><header>{asked}<div><p class="ask">{esc(question.text, 600)}</p>{expected}</div>'
         f"</header>{rows}</article>"

@@ -13,6 +13,7 @@ from ra_blip.evaluation.distractors import (
     entity,
     generator,
     gold_items,
+    noisy,
     random_items,
     shuffled,
     wrong_items,
@@ -122,6 +123,34 @@ def test_adversarial_never_takes_gold_and_works_without(tmp_path: Path) -> None:
     unknown = Question("q", "x", answers=("moro",))
     mixed = {item.id for item in adversarial(index, unknown, kept, np.random.default_rng(0))}
     assert {"sadoti.design", "velora.design"} < mixed and len(mixed) == 4
+
+
+def test_noise_is_so_many_wrong_items_beside_the_gold_ones(tmp_path: Path) -> None:
+    index, _ = make(tmp_path)
+    names = ("velora.design", "kimuna.design", "sadoti.design", "ferapo.design")
+    # ratio -> how many wrong items there are beside one, two, three and four gold ones; never more than three
+    expected = {0.0: ({0}, {0}, {0}, {0}), 0.25: ({0, 1}, {0, 1}, {1}, {1, 2}), 0.5: ({1}, {2}, {3}, {3})}
+    for ratio, counts in {**expected, 0.75: ({3}, {3}, {3}, {3})}.items():
+        for gold, count in zip((names[:1], names[:2], names[:3], names), counts, strict=True):
+            mixed = [noisy(index, Question("q", "x", gold=gold), np.random.default_rng(n), ratio) for n in range(20)]
+            assert {len(items) - len(gold) for items in mixed} == count
+            assert all(len({item.id for item in items}) == len(items) for items in mixed)
+            assert all(set(gold) <= {item.id for item in items} for items in mixed)
+            assert {item.kind for items in mixed for item in items} == {"text"}
+    assert noisy(index, Question("q", "x", gold=("nowhere",)), np.random.default_rng(0), 0.5) == []
+
+
+def test_noise_meets_its_ratio_in_the_mean_and_grows_by_the_same_draws(tmp_path: Path) -> None:
+    index, _ = make(tmp_path)
+    for gold in (("velora.design",), ("velora.design", "kimuna.place")):
+        asked = [Question(f"q{n}", "x", gold=gold) for n in range(400)]
+        ids = [[i.id for i in noisy(index, one, generator(0, "noise", one), 0.25)] for one in asked]
+        shares = [1 - len(gold) / len(items) for items in ids]
+        assert np.mean(shares) == pytest.approx(0.25, abs=0.03)  # beside one gold item: a wrong one in every other
+        places = [items.index(gold[0]) for items in ids if len(items) == 2]
+        assert not places or np.mean(places) == pytest.approx(0.5, abs=0.12)  # gold is first as often as last
+        more = [{i.id for i in noisy(index, one, generator(0, "noise", one), 0.5)} for one in asked]
+        assert all(set(few) <= many for few, many in zip(ids, more, strict=True))
 
 
 def test_choice_of_four(tmp_path: Path) -> None:

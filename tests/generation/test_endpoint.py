@@ -204,6 +204,7 @@ def test_pipeline_answers_by_an_endpoint_with_more_items_than_the_model_takes(tm
     parts = [{"type": "text", "text": "mo"}, {"type": "text", "text": "ro"}]
     with LocalServer(lambda asked: said(parts)) as server:
         given = [f"generator={write_endpoint(tmp_path, server)}", "keep=12", "max_images=12"]
+        given += ["hops=1", "rerank=none", "threshold=0", "askg=false"]
         question = Question("q", "Who designed this?", photo(tmp_path, "velora"))
         trace = Pipeline(model, index, PipelineConfig.of(given, method="rir"))([question])[0]
     assert trace.answer == "moro" and len(trace.kept) == 9 and trace.tokens == {"prompt": 100, "answer": 2}

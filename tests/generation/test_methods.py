@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,43 @@ def test_raven_reads_captioned_pictures_that_resemble_the_one_asked_about(tmp_pa
 def test_none_retrieves_nothing_though_there_is_an_index(tmp_path: Path) -> None:
     trace = make(tmp_path, retriever="none")("Who designed kimuna tower?")
     assert trace.hits == [] and trace.kept == [] and trace.notes == [] and trace.answer == "unknown"
+
+
+class Partial(FakeModel):
+    """A stand-in that can do without its parts: without fusion it sees the pictures of items alone."""
+
+    off: tuple[str, ...] = ()
+
+    def ablated(self, **parts: bool) -> Partial:
+        """Another one without the parts that are False."""
+        other = Partial()
+        other.off = tuple(name for name, on in parts.items() if not on)
+        return other
+
+    def encode_items(self, items: Sequence[Item], questions: Sequence[Question] | None = None) -> Any:
+        """As the fake's."""
+        bare = [dataclasses.replace(one, text="") if one.image and "fusion" in self.off else one for one in items]
+        return super().encode_items(bare, questions)
+
+
+def test_parts_that_are_off_reach_the_model_and_without_fusion_items_are_embedded_again(tmp_path: Path) -> None:
+    items, questions = world(tmp_path)
+    model = Partial()
+    index = KnowledgeIndex.build(items, model)
+    whole = Pipeline(model, index)
+    assert whole.model is model and whole.index is index
+    blind = Pipeline(model, index, PipelineConfig(instruction=False))
+    assert isinstance(blind.model, Partial) and blind.model.off == ("instruction",) and blind.index is index
+    apart = Pipeline(model, index, PipelineConfig(fusion=False))
+    assert isinstance(apart.model, Partial) and apart.model.off == ("fusion",)
+    assert apart.index is not None and apart.index.items == index.items
+    bare = model.encode_items([Item("x", image=items[0].image)])
+    assert (
+        apart.index.vectors_of([items[0].id]) == pytest.approx(bare) != pytest.approx(index.vectors_of([items[0].id]))
+    )
+    assert apart(questions[0]).answer == questions[0].answers[0]
+
+
+def test_a_model_that_cannot_do_without_its_parts_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="instruction, fusion: this model cannot do without"):
+        make(tmp_path, instruction=False, fusion=False)

@@ -53,13 +53,37 @@ def test_the_page_holds_all_figures(tmp_path: Path) -> None:
     assert "data:image/jpeg" in text and "http" not in text.replace("http-equiv", "")
 
 
-def test_noise_is_drawn_as_one_line_a_row(tmp_path: Path) -> None:
-    methods = {"none": figures(0.3), "ra_blip:noise_0": figures(0.75), "ra_blip:noise_0.5": figures(0.5)}
+def test_what_was_not_judged_is_not_shown_as_judged(tmp_path: Path) -> None:
+    methods = {"none": figures(0.3), "ra_blip": figures(0.5), "raven": figures(0.5)}
+    traces = {"none": [trace(0, "blue")], "ra_blip": [trace(0, "red")], "raven": [trace(0, "red")]}
+    comparison = {"methods": methods, "questions": 1, "provenance": {}, "settings": {"raven": {"askg": False}}}
+    write_comparison(comparison, traces, tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.words.count("judged relevant") == 2 and page.words.count("item-0") == 3  # none (a stand-in) and ra_blip
+
+
+def test_noise_is_drawn_as_one_line_a_row_at_the_shares_that_were_met(tmp_path: Path) -> None:
+    methods = {
+        "none": figures(0.3),
+        "ra_blip:noise_0": figures(0.75, noise=0),
+        "ra_blip:noise_0.75": figures(0.5, noise=0.5),
+        "ra_blip@sft:k=2+noise_0": figures(1.0, noise=0),
+        "ra_blip@sft:k=2+noise_0.25": figures(0.0, noise=0.25),
+        "raven:noise_0": figures(0.5, noise=None),  # no question has gold
+    }
     found = [trace(0, "red")]
     page = written(tmp_path, methods, dict.fromkeys(methods, found))
-    lines = [attributes for tag, attributes in page.tags if tag == "polyline"]
-    assert [line["points"] for line in lines] == ["46.0,55.0 233.0,98.0"]  # 46 + 374 x, 184 - 172 y
-    assert "0: 75.0, 0.5: 50.0" in page.words
+    lines = {given["data-series"]: given["points"] for tag, given in page.tags if tag == "polyline"}
+    # 46 + 374 x, 184 - 172 y
+    assert lines == {"ra_blip": "46.0,55.0 233.0,98.0", "ra_blip@sft:k=2": "46.0,12.0 139.5,184.0"}
+    assert "0: 75.0, 0.5: 50.0" in page.words and "0: 100.0, 0.25: 0.0" in page.words
+
+
+def test_a_model_alone_is_named_so_whatever_its_name(tmp_path: Path) -> None:
+    methods = {"none": figures(0.3), "none@sft": figures(0.2), "ra_blip@sft": figures(0.5)}
+    found = [trace(0, "red")]
+    page = written(tmp_path, methods, dict.fromkeys(methods, found))
+    assert page.words.count("the model alone") == 2 and page.words.count("3 gained, 1 lost") == 1
 
 
 def test_nothing_on_the_page_comes_from_the_data_unescaped(tmp_path: Path) -> None:
