@@ -6,7 +6,7 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" "${RA_BLIP_EXTRAS:-cpu}"
 
 if [ "${RA_BLIP_PROCESSES:-1}" -gt 1 ]; then
-  torchrun --nproc-per-node "$RA_BLIP_PROCESSES" -m ra_blip train "$@"
+  torchrun --standalone --nproc-per-node "$RA_BLIP_PROCESSES" -m ra_blip train "$@"
 else
   ra-blip train "$@"
 fi

@@ -47,7 +47,6 @@ def train(run: RunConfig) -> Path:
     with locked(out) if rank == 0 else nullcontext():
         if rank == 0:
             check_same(run, out)
-            write_text(out / "config.yaml", dump_config(run))
         if (out / "model" / "config.json").exists():
             return out / "model"
         source = SOURCES[run.data.name](run.data, run.stage, out, run.seed)
@@ -58,7 +57,8 @@ def train(run: RunConfig) -> Path:
         validation = held_out(run, out)
         model.processor.workers = run.train.workers
         strategy = strategies.choose(run.strategy)
-        if rank == 0:
+        if rank == 0:  # from here on the folder holds a run: what was wrong until now can be put right in it
+            write_text(out / "config.yaml", dump_config(run))
             write_text(out / "params.txt", describe(table) + "\n")
         fit(stage, source, table, run, out, strategy, validation)
         with strategy.whole(model):

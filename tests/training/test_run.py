@@ -122,9 +122,17 @@ def test_other_settings_need_another_folder(straight: Path, world: Path, overrid
     assert (straight / "config.yaml").read_text() == before
 
 
+def test_a_run_that_could_not_begin_binds_nobody(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such category"):
+        train(recipe(tmp_path, world, "data.categories=[no such category]"))
+    assert train(recipe(tmp_path, world, "train.steps=1")) == tmp_path / "model"
+
+
 def test_what_may_change_between_sessions(straight: Path, world: Path) -> None:
     free = ["checkpoint.every=2", "train.log_every=5", "data.features=kept", "strategy.timeout=9", "train.max_skips=1"]
     check_same(recipe(straight, world, *free, "log.tensorboard=true", "train.workers=2", "data.damaged=0"), straight)
+    with pytest.raises(ConfigError, match="train.clip"):
+        check_same(recipe(straight, world, *free, "train.clip=2"), straight)
 
 
 def test_init_takes_the_weights_and_sizes_of_a_folder(straight: Path, world: Path, tmp_path: Path) -> None:
