@@ -184,7 +184,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        pictures = sorted(given.pictures.glob("*.jpg")) if given.pictures else [_made_up(folder)]
+        pictures = sorted(given.pictures.rglob("*.jpg")) if given.pictures else [_made_up(folder)]
+        if not pictures:
+            parser.error(f"--pictures: no .jpg in {given.pictures}")
         for name in given.sections or SECTIONS:
             SECTIONS[name](folder, pictures, given.texts)
 

@@ -85,9 +85,12 @@ def read_bytes(name: str | Path, limit: int) -> bytes:
         raise ImageError(str(error)) from None
 
 
-def read_at(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file by position, fewer where it ends; the file stays open for this process. Raises OSError."""
-    return _opened(path, mark_of(path)).read(offset, size)
+def read_at(path: Path, offset: int, size: int, mark: Mark | None = None) -> bytes:
+    """Bytes of a file by position, fewer where it ends; the file stays open for this process. Raises OSError.
+
+    Who has just asked for its ``mark`` can give it: of reading a small member asking is a third.
+    """
+    return _opened(path, mark or mark_of(path)).read(offset, size)
 
 
 def mark_of(path: Path) -> Mark:
@@ -176,10 +179,10 @@ class TarIndex:
         columns = [("offset", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("sample", "<i4"), ("name", f"S{longest}")]
         return np.dtype(columns)
 
-    def read(self, tar: Path, row: Row) -> bytes:
+    def read(self, tar: Path, row: Row, mark: Mark | None = None) -> bytes:
         """The bytes of one member. Raises :class:`DataError` where the tar ends early or a checksum differs."""
         offset, size, crc, _, name = row
-        data = read_at(tar, offset, size)
+        data = read_at(tar, offset, size, mark)
         if len(data) != size:
             raise DataError(f"{tar}: ends inside member {name.decode()!r}; get the file again")
         if self.checked and zlib.crc32(data) != crc:

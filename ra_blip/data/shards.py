@@ -69,8 +69,8 @@ class ShardSet:
 
     def read(self, number: int) -> Sample:
         """One sample with all its bytes. Raises :class:`DataError` where one of them was altered."""
-        tar, index, key, rows = self._rows(number)
-        return Sample(tar, key, {part: index.read(tar, row) for part, row in rows.items()})
+        tar, mark, index, key, rows = self._rows(number)
+        return Sample(tar, key, {part: index.read(tar, row, mark) for part, row in rows.items()})
 
     def items(self, number: int) -> list[Item]:
         """A sample as items whose picture is named, not read: one, or one a caption where `pack` found several.
@@ -93,7 +93,7 @@ class ShardSet:
 
     def _records(self, number: int) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Where a sample stands, the name of its picture, and its raw records."""
-        tar, index, key, rows = self._rows(number)
+        tar, _, index, key, rows = self._rows(number)
         member = next((rows[part][4].decode() for part in PICTURES if part in rows), None)
         picture = f"{tar}#{member}" if member else None
         where = f"{tar}, sample {key!r}"
@@ -104,19 +104,20 @@ class ShardSet:
         words = texts.get("txt", "").strip() or value.get("caption")
         return where, picture, [{"id": f"{tar.stem}/{key}", "text": words}]
 
-    def _rows(self, number: int) -> tuple[Path, TarIndex, str, dict[str, Row]]:
+    def _rows(self, number: int) -> tuple[Path, Mark, TarIndex, str, dict[str, Row]]:
         """The tar of a sample, its index, the sample's key, and the rows of its members by their extension."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = bisect.bisect_right(self._ends, number)
         tar = self.shards[shard]
-        index = _kept_index(tar, mark_of(tar))
+        mark = mark_of(tar)
+        index = _kept_index(tar, mark)
         at = number - (self._ends[shard - 1] if shard else 0)
         begin = index.starts[at]
         end = index.starts[at + 1] if at + 1 < len(index.starts) else len(index.rows)
         rows: list[Row] = index.rows[begin:end].tolist()
         key = split_key(rows[0][4].decode())[0]
-        return tar, index, key, {row[4].decode()[len(key) + 1 :].lower(): row for row in rows}
+        return tar, mark, index, key, {row[4].decode()[len(key) + 1 :].lower(): row for row in rows}
 
 
 class ShardPictures:
