@@ -139,7 +139,7 @@ class World:
         ``world.json`` comes last; nothing is done where it says that this world is already there.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or holds another world.
         """
         folder = Path(folder)
         items = self.items(folder)
@@ -154,8 +154,17 @@ class World:
             "items": len(items),
             **{name: len(questions) for name, questions in asked.items()},
         }
-        if _manifest(folder / "world.json") == manifest:
+        found = _manifest(folder / "world.json") or {}
+        if found == manifest:
             return
+        other = [
+            f"{key} {found[key]}" for key in ("seed", "entities") if found.get(key, manifest[key]) != manifest[key]
+        ]
+        if other and found.get("format") == FORMAT:  # models and indexes name its pictures
+            raise OutputError(
+                f"{folder} holds a generated world of {', '.join(other)}, not of seed {self.seed} and "
+                f"{len(self.named)} entities: give its seed and data.entities, or another data.root"
+            )
         make_folder(folder / "images")
         (folder / "world.json").unlink(missing_ok=True)
         for entity in self.entities:

@@ -228,8 +228,18 @@ def test_write_is_repeatable_and_skips_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a" / "world.json").unlink()
     world.write(tmp_path / "a", per_category=5)
     assert digest(tmp_path / "a") == files  # an interrupted run is done again
-    World.generate(16, 4).write(tmp_path / "a", per_category=5)
-    assert json.loads((tmp_path / "a" / "world.json").read_text())["seed"] == 4
+    world.write(tmp_path / "a", per_category=6)
+    assert json.loads((tmp_path / "a" / "world.json").read_text())["per_category"] == 6
+
+
+def test_another_world_is_not_drawn_over(tmp_path: Path) -> None:
+    World.generate(16, 3).write(tmp_path, per_category=5)
+    files = digest(tmp_path)
+    with pytest.raises(OutputError, match="holds a generated world of seed 3, not of seed 4 and 16 entities"):
+        World.generate(16, 4).write(tmp_path, per_category=5)
+    with pytest.raises(OutputError, match="of entities 16, not of seed 3 and 20"):
+        World.generate(20, 3).write(tmp_path, per_category=5)
+    assert digest(tmp_path) == files
 
 
 def test_unwritable_folder_is_one_typed_error(tmp_path: Path) -> None:
