@@ -71,16 +71,11 @@ def answer_yes_no(
     """Order by the language model's P(Yes), as RagVL does. A question's candidates are always in one batch.
 
     As :func:`classify` besides. Language models that follow instructions can do it, and get better when they are
-    trained for it (``stage.name: rerank``). Where a model says of itself that it cannot (``says_yes_no``), its
-    classifier ranks instead, and stderr says so.
+    trained for it (``stage.name: rerank``). Where a model says of itself that it cannot (``says_yes_no``),
+    :func:`multiply` ranks instead, and stderr says so.
     """
-    if not getattr(model, "says_yes_no", True):
-        print(
-            "ra-blip: rerank=llm_yesno: this model never learnt to say Yes or No (stage.name=rerank teaches it): its "
-            "classifier ranks instead",
-            file=sys.stderr,
-        )
-        return classify(model, questions, candidates, batch_size)
+    if not _says_yes_no(model):
+        return multiply(model, questions, candidates, batch_size)
     score = _of(model, "yes_no", questions)
     return _ranked(score, questions, candidates, _together([len(hits) for hits in candidates], batch_size))
 
@@ -111,6 +106,8 @@ def multiply_yes_no(
     For a model that cannot tell all kinds of item by itself. Scores stay probabilities, so a threshold on P(Yes)
     keeps its meaning. Else as :func:`answer_yes_no`.
     """
+    if not _says_yes_no(model):
+        return multiply(model, questions, candidates, batch_size)
     ranked = []
     for searched, found in zip(candidates, answer_yes_no(model, questions, candidates, batch_size), strict=True):
         best = max((hit.score for hit in searched), default=0.0)
@@ -119,6 +116,18 @@ def multiply_yes_no(
         hits = [Hit(item, round(yes / (yes + no), 6), "rank") for item, yes, no in shares]
         ranked.append(sorted(hits, key=lambda hit: -hit.score))
     return ranked
+
+
+def _says_yes_no(model: Judge) -> bool:
+    """Whether the language model learnt it; if not, it is said what ranks instead."""
+    learnt = bool(getattr(model, "says_yes_no", True))
+    if not learnt:
+        print(
+            "ra-blip: rerank: this model never learnt to say Yes or No (stage.name=rerank teaches it): the product of "
+            "its classifier and the search ranks instead",
+            file=sys.stderr,
+        )
+    return learnt
 
 
 def _of(model: Judge, name: str, questions: Sequence[Question]) -> Score:

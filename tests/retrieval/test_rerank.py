@@ -106,14 +106,17 @@ def test_a_model_that_cannot_score_is_named() -> None:
         RERANKERS["llm_yesno"](Plain(), ASKED[:1], [candidates(1, 1, 1)], 8)  # type: ignore[arg-type]
 
 
-def test_a_model_that_never_learnt_it_is_ranked_by_its_classifier_and_that_is_said(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("name", ["llm_yesno", "yesno_product"])
+def test_a_model_that_never_learnt_it_is_ranked_otherwise_and_that_is_said(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = FakeModel()
     model.says_yes_no = False  # type: ignore[attr-defined]
-    RERANKERS["llm_yesno"](model, ASKED[:1], [candidates(0.9, 0.8, 0.7)], 32)
-    assert {name for name, _ in model.calls} == {"judge"}
-    assert "its classifier ranks instead" in capsys.readouterr().err
+    found = candidates(0.9, 0.8, 0.7)
+    ranked = RERANKERS[name](model, ASKED[:1], [found], 32)
+    assert {called for called, _ in model.calls} == {"judge"}
+    assert "the product of its classifier and the search ranks instead" in capsys.readouterr().err
+    assert ranked == RERANKERS["product"](FakeModel(), ASKED[:1], [found], 32)
 
 
 def test_below_every_threshold_the_question_stands_alone_and_the_trace_says_so(tmp_path: Path) -> None:
