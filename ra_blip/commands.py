@@ -79,18 +79,19 @@ def index(arguments: Namespace) -> int:
     from ra_blip.retrieval.index import KnowledgeIndex
 
     out = Path(arguments.out)
-    work = out.with_name(f".{out.resolve().name}.vectors")
     if building:
+        work = out.with_name(f".{out.resolve().name}.vectors")
         model = _model(arguments.model, arguments.features)
         edited = KnowledgeIndex.build(items, model, work=work if len(items) > LARGE else None)
+        edited.save(out)
+        shutil.rmtree(work, ignore_errors=True)
     else:
         edited = KnowledgeIndex.load(out)
         if arguments.remove:
             edited.remove(arguments.remove)
         if items:
             edited.add(items, _model(arguments.model, arguments.features))
-    edited.save(out)
-    shutil.rmtree(work, ignore_errors=True)
+        edited.save(out)
     print(f"{len(edited)} items in {arguments.out}")
     return 0
 

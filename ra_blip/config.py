@@ -352,12 +352,3 @@ def merged(config: Settings, changes: dict[str, Any], where: str) -> Settings:
     refuse_interpolation(changes, where)
     with explained(where, type(config)):
         return cast(Settings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), changes)))
-
-
-def model_config_from_dict(value: dict[str, Any], where: str) -> ModelConfig:
-    """A :class:`ModelConfig` from parsed JSON. Raises :class:`ConfigError` naming ``where`` and the key."""
-    from omegaconf import OmegaConf
-
-    refuse_interpolation(value, where)
-    with explained(where, ModelConfig):
-        return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), value)))

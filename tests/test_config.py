@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ra_blip.config import ParamRule, RunConfig, dump_config, load_config, model_config_from_dict
+from ra_blip.config import ModelConfig, ParamRule, RunConfig, dump_config, load_config, merged
 from ra_blip.errors import ConfigError
 
 
@@ -120,7 +120,7 @@ def test_no_interpolation_and_no_environment(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"interpolation.*key 'data.categories\[1\]'"):
         load_config(recipe(tmp_path, f"data: {{categories: [a, '{value}']}}\n"))
     with pytest.raises(ConfigError, match=r"config.json: interpolation.*key 'vision.name'"):
-        model_config_from_dict({"vision": {"name": value}}, "config.json")
+        merged(ModelConfig(), {"vision": {"name": value}}, "config.json")
     assert "found-in" not in f"{of_override.value}{of_recipe.value}"
 
 
@@ -128,9 +128,9 @@ def test_a_dollar_sign_and_a_comment_are_no_interpolation(tmp_path: Path) -> Non
     assert load_config(recipe(tmp_path, "out: 5$ # not ${this}\n")).out == "5$"
 
 
-def test_model_config_from_dict() -> None:
+def test_a_model_config_from_parsed_json() -> None:
     run = load_config(None, ["model.qformer.width=64", "model.vision.config={depths: [1, 2]}"])
     value: dict[str, Any] = dataclasses.asdict(run.model)
-    assert model_config_from_dict(value, "config.json") == run.model
+    assert merged(ModelConfig(), value, "config.json") == run.model
     with pytest.raises(ConfigError, match=r"^config.json: .*'widht'.*Did you mean: 'width'"):
-        model_config_from_dict({"qformer": {"widht": 1}}, "config.json")
+        merged(ModelConfig(), {"qformer": {"widht": 1}}, "config.json")

@@ -172,16 +172,16 @@ def compare(
     require_writable(out)
     known = {"questions": _digest(questions), "items": _digest(list(index.items.values())), "seed": seed}
     traces: dict[str, list[Trace]] = {}
-    retrieved: dict[str, list[Trace]] = {}
+    begun: dict[str, tuple[Pipeline, list[Trace]]] = {}
     for row in rows:
         folder = _folder(out, row.name)
         made = {**known, "name": row.name, "model": weights_of(row.model), "settings": _settings(row)}
         if _read(folder / "row.json") != made:
-            pipeline = Pipeline(model_of(row.model), index, row.config)
             alike = repr((row.model, row.config))  # rows that differ in the knowledge put in place of what they find
-            if alike not in retrieved:
-                retrieved[alike] = pipeline.retrieve(questions)
-            _run(row, pipeline, retrieved[alike], seed, folder)
+            if alike not in begun:
+                pipeline = Pipeline(model_of(row.model), index, row.config)
+                begun[alike] = pipeline, pipeline.retrieve(questions)
+            _run(row, *begun[alike], seed, folder)
             write_text(folder / "row.json", json.dumps(made, indent=1, ensure_ascii=False))
         traces[row.name] = read_traces(folder / "traces.jsonl")
         print(f"{row.name}: {_said(traces[row.name])}", flush=True)

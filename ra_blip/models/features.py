@@ -83,6 +83,9 @@ class FeatureStore:
         names = dict(zip(keys, images, strict=True))
         found = {key: features for key in names if (features := self.read(key)) is not None}
         missing = [key for key in names if key not in found]
+        place = device or torch.device("cpu")
+        if found and place.type != "cpu":  # in one copy
+            found = dict(zip(found, torch.stack(list(found.values())).to(place), strict=True))
         for start in range(0, len(missing), self.batch):
             part = missing[start : start + self.batch]
             features = self._compute([names[key] for key in part])
@@ -91,7 +94,7 @@ class FeatureStore:
                 self._remember(part, features.cpu())
             else:
                 self._append(self.folder, part, features.cpu())
-        return torch.stack([found[key].to(device or "cpu") for key in keys]).float()
+        return torch.stack([found[key].to(place) for key in keys]).float()
 
     def holds(self, image: str) -> bool:
         """Whether a picture's features are kept; can be asked from any thread. Raises :class:`ImageError`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ra_blip.config import ModelConfig, model_config_from_dict
+from ra_blip.config import ModelConfig, merged
 from ra_blip.errors import CheckpointError, ConfigError, OutputError
 from ra_blip.folders import replacing, standing
 from ra_blip.models.lazy_tensors import LazyTensor, open_tensors
@@ -172,7 +172,7 @@ def _parse(folder: Path) -> tuple[ModelConfig, dict[str, dict[str, str]], list[s
     ):
         raise CheckpointError(f"{path}: 'references' of the model cannot be read")
     try:
-        return model_config_from_dict(value["model"], str(path)), references, value.get("partial", [])
+        return merged(ModelConfig(), value["model"], str(path)), references, value.get("partial", [])
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 

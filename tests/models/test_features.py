@@ -66,6 +66,14 @@ def test_memory_is_bounded_and_what_was_not_asked_for_the_longest_time_goes(imag
     assert len(kept) == 3 and all(one.untyped_storage().nbytes() == 12 for one in kept), "none holds its whole batch"
 
 
+def test_features_come_to_the_device_that_is_named(images: list[str]) -> None:
+    store = FeatureStore(Counting(), "key")
+    store(images[:2])
+    found = store([images[0], images[2], images[0]], torch.device("meta"))  # one kept, one new, one again
+    assert found.device.type == "meta" and found.shape == (3, 2, 3) and found.dtype == torch.float32
+    assert values(store(images[:3])) == [1, 2, 3]  # what is kept stays where it was
+
+
 def test_features_on_disk_are_held(images: list[str], tmp_path: Path) -> None:
     FeatureStore(Counting(), "key", tmp_path / "kept")(images[:2])
     again = FeatureStore(Counting(), "key", tmp_path / "kept", memory=0)
